@@ -1,0 +1,62 @@
+# Mobula: `make run` builds and starts it, `make test` passes the tests; `make help` lists the rest.
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := build
+.PHONY: build run test test-real bench lint fmt fuzz generate check clean help
+
+GO       ?= go
+# Only for builds outside a git checkout: else the version is the commit's.
+VERSION  ?=
+LDFLAGS  := $(if $(VERSION),-X github.com/mobula-serve/mobula/cmd/app.version=$(VERSION))
+FUZZTIME ?= 10s
+ARGS     ?=
+
+CACHE         := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/mobula
+LINT_VERSION  := v2.15.0
+LINT          := $(CACHE)/tools/golangci-lint-$(LINT_VERSION)/golangci-lint
+
+build: ## Build bin/mobula
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mobula ./cmd/mobula
+
+run: build ## Build and start `mobula up`; ARGS='--port 9000' adds arguments
+	@./bin/mobula up $(ARGS)
+
+test: ## Vet, and run all tests with the race detector
+	$(GO) vet ./...
+	$(GO) vet -tags real ./test/real/...
+	$(GO) test -race ./...
+
+test-real: ## Run the tests against real vLLM on the CPU; the first time sets it up (6 GB)
+	dir=$$(test/real/setup.sh) && MOBULA_REAL_DIR=$$dir $(GO) test -tags real -count=1 -timeout 40m -v ./test/real/...
+
+bench: build ## Measure the router beside its peers; ARGS='-h' lists the options
+	$(GO) run ./test/bench $(ARGS)
+
+lint: $(LINT) ## Check style and common mistakes
+	$(LINT) run ./...
+
+fmt: $(LINT) ## Format all files
+	$(LINT) fmt ./...
+
+fuzz: ## Run each fuzz target for FUZZTIME (10s)
+	@for pkg in $$($(GO) list ./...); do \
+		targets=$$($(GO) test -list '^Fuzz' $$pkg) || { echo "$$targets"; exit 1; }; \
+		for target in $$(grep '^Fuzz' <<<"$$targets"); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+generate: ## Write the generated files again
+	$(GO) generate ./...
+
+check: lint generate test ## All that a change must pass: lint, tests, rooms' arrows, generated files
+	@git diff --exit-code --stat -- docs || { echo "generated files were out of date: commit them"; exit 1; }
+
+clean: ## Remove what was built
+	rm -rf bin
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '%-10s %s\n' "$$t" "$$d"; done
+
+$(LINT):
+	GOBIN=$(dir $@) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

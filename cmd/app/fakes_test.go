@@ -1,0 +1,86 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/mobula-serve/mobula/engine/sim"
+)
+
+// fakeRouter serves what `mobula up` asks of a router, until ctx ends.
+func fakeRouter(ctx context.Context, o routerOptions) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ready", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("/v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, `{"data":[{"id":"lora-1","parent":"base"},{"id":"base"}]}`)
+	})
+	mux.HandleFunc("/fleet", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"static": o.Fleet.Platform.Static, "path": o.FleetPath})
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: deadline}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(o.Listener); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// fakeVLLM is a `vllm serve` in a few lines: a simulated engine with a child that does not
+// end by itself, as vLLM's engine core. FAKE_VLLM chooses how it fails.
+func fakeVLLM(args []string) {
+	how := os.Getenv("FAKE_VLLM")
+	if how == "die" {
+		fmt.Println("ValueError: the fake was told to die")
+		os.Exit(3)
+	}
+	var port, name string
+	for i, a := range args {
+		switch {
+		case a == "serve":
+			name = args[i+1]
+		case a == "--port":
+			port = args[i+1]
+		}
+	}
+	core := exec.Command("sleep", "1000")
+	if err := core.Start(); err != nil {
+		panic(err)
+	}
+	fmt.Println("core", core.Process.Pid)
+	ctx := context.Background()
+	if how == "ignore" {
+		signal.Ignore(syscall.SIGTERM)
+	} else {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGTERM)
+		defer stop()
+	}
+	if how == "slow" {
+		fmt.Println("Loading weights: 1%")
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(10 * time.Minute):
+		}
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(loopback, port))
+	if err != nil {
+		panic(err)
+	}
+	e, err := sim.New(sim.Options{Model: name})
+	if err != nil {
+		panic(err)
+	}
+	if err := e.Run(ctx, l); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,222 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters/static"
+	"github.com/mobula-serve/mobula/engine"
+	"github.com/mobula-serve/mobula/router/front"
+	"github.com/mobula-serve/mobula/router/health"
+	"github.com/mobula-serve/mobula/router/metrics"
+	"github.com/mobula-serve/mobula/router/openai"
+	"github.com/mobula-serve/mobula/router/pick"
+	"github.com/mobula-serve/mobula/router/proxy"
+)
+
+// routerOptions is what a running router needs.
+type routerOptions struct {
+	Fleet     *mobula.Fleet
+	FleetPath string // "" = no file, no reload
+	Listener  net.Listener
+	Logger    *slog.Logger
+	Version   string
+}
+
+// router is one running router: its rooms, wired.
+type router struct {
+	logger   *slog.Logger
+	registry *prometheus.Registry
+	source   *static.Discovery
+	client   *engine.Client
+	keeper   *health.Keeper
+	proxy    *proxy.Proxy
+	edge     *openai.Edge
+	front    *front.Server
+	fleet    *mobula.Fleet // the running one; touched by the reload goroutine only, after newRouter
+	policy   pick.Policy   // likewise
+}
+
+// runRouter serves until ctx ends, then drains.
+func runRouter(ctx context.Context, o routerOptions) error {
+	r, err := newRouter(o)
+	if err != nil {
+		return err
+	}
+	defer r.client.Close()
+	defer r.proxy.Close()
+	// What serves requests outlives ctx: it goes on until the last stream has ended.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, work := errgroup.WithContext(work)
+	up := make(chan []mobula.Endpoint)
+	g.Go(func() error { return r.source.Run(work, up) })
+	g.Go(func() error { return r.keeper.Run(work, up) })
+	if o.FleetPath != "" {
+		g.Go(func() error { return r.reload(work, o.FleetPath) })
+	}
+	g.Go(func() error {
+		if err := r.front.Serve(o.Listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-work.Done(): // something else failed
+		case <-ctx.Done():
+		}
+		return r.drain(context.WithoutCancel(ctx))
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func newRouter(o routerOptions) (*router, error) {
+	f := o.Fleet
+	r := &router{logger: o.Logger, registry: prometheus.NewRegistry(), fleet: f}
+	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "mobula_build_info", Help: "Always 1; the labels tell what is running.",
+		ConstLabels: prometheus.Labels{"version": o.Version, "go": runtime.Version(), "fleet": f.Name},
+	})
+	build.Set(1)
+	r.registry.MustRegister(build)
+	var err error
+	if r.source, err = newSource(f); err != nil {
+		return nil, err
+	}
+	if r.policy, err = newPolicy(f); err != nil {
+		return nil, err
+	}
+	set := metrics.New(r.registry)
+	r.client = engine.NewClient(engine.Options{})
+	r.proxy = proxy.New(proxyOptions(f, o.Logger))
+	r.keeper = health.New(health.Options{
+		Client: r.client, Logger: o.Logger, Registerer: r.registry, Health: f.Router.Health, Models: f.Models,
+		OnChange: func(s *pick.Snapshot) {
+			r.proxy.Keep(s)
+			r.edge.Keep(s)
+		},
+	})
+	r.edge = openai.New(openai.Options{
+		Fleet: r.keeper, Proxy: r.proxy, Policy: r.policy, Router: f.Router, Metrics: set,
+		Gatherer: r.registry, Logger: o.Logger, Version: o.Version,
+	})
+	r.front = front.New(front.Options{
+		Accepts: r.edge.Accepts, Handler: r.edge, Fallback: r.edge.Handler(), ErrorBody: r.edge.ErrorBody,
+		Limits: f.Router.Limits, Timeouts: f.Router.Timeouts, Logger: o.Logger, Registerer: r.registry,
+	})
+	return r, nil
+}
+
+// newSource makes the Discoverer of the fleet's platform.
+func newSource(f *mobula.Fleet) (*static.Discovery, error) {
+	if f.Platform.Static == nil {
+		return nil, errors.New("platform: this build serves platform.static only")
+	}
+	d, err := static.New(*f.Platform.Static, static.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("platform.static: %w", err)
+	}
+	return d, nil
+}
+
+func newPolicy(f *mobula.Fleet) (pick.Policy, error) {
+	p, err := pick.New(pick.Options{Name: f.Router.Policy.Name, LoadFactor: f.Router.Policy.LoadFactor, IndexMemory: int64(f.KV.Index.Memory)})
+	if err != nil {
+		return nil, fmt.Errorf("router.policy: %w", err)
+	}
+	return p, nil
+}
+
+func proxyOptions(f *mobula.Fleet, l *slog.Logger) proxy.Options {
+	return proxy.Options{Timeouts: f.Router.Timeouts, Retries: f.Router.Retries, IdleConnections: f.Router.Limits.IdleConnections, Logger: l}
+}
+
+// reload applies the fleet file whenever it changes, and on SIGHUP.
+func (r *router) reload(ctx context.Context, path string) error {
+	w, err := NewReloader(path, r.apply, r.logger, r.registry)
+	if err != nil {
+		return err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.Run(ctx) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-hup:
+				w.Trigger()
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// apply takes a new fleet file. Either all of it is taken or, with an error, nothing.
+func (r *router) apply(f *mobula.Fleet) error {
+	if f.Platform.Static == nil {
+		return errors.New("platform: this build serves platform.static only")
+	}
+	if f.Router.Listen != r.fleet.Router.Listen || f.Router.Log != r.fleet.Router.Log {
+		r.logger.Warn("router.listen and router.log take effect at the next start")
+	}
+	policy := r.policy
+	if f.Router.Policy.Name != r.fleet.Router.Policy.Name || f.Router.Policy.LoadFactor != r.fleet.Router.Policy.LoadFactor || f.KV.Index != r.fleet.KV.Index {
+		var err error
+		if policy, err = newPolicy(f); err != nil {
+			return err
+		}
+	}
+	if err := r.source.Update(*f.Platform.Static); err != nil {
+		return fmt.Errorf("platform.static: %w", err)
+	}
+	r.policy, r.fleet = policy, f
+	r.proxy.Update(proxyOptions(f, r.logger))
+	r.keeper.Update(f.Router.Health, slices.Clone(f.Models))
+	r.edge.Update(f.Router, policy)
+	r.front.Update(f.Router.Limits, f.Router.Timeouts)
+	return nil
+}
+
+// drain stops the router: /ready fails first, then nothing new is taken, and what runs may
+// end within the bound that the fleet gives.
+func (r *router) drain(ctx context.Context) error {
+	r.edge.Drain()
+	t := r.edge.Timeouts()
+	if n := r.edge.InFlight(); n > 0 || t.Lameduck > 0 {
+		r.logger.Info("draining", "in_flight", n, "lameduck", time.Duration(t.Lameduck), "bound", time.Duration(t.Drain))
+	}
+	time.Sleep(time.Duration(t.Lameduck))
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(t.Drain))
+	defer cancel()
+	err := r.front.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		r.logger.Warn("cut what had not ended in time", "in_flight", r.edge.InFlight())
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/mobula-serve/mobula"
+)
+
+const (
+	root     = "../.."
+	header   = "apiVersion: mobula/v1\nkind: Fleet\n"
+	platform = "platform: {static: {endpoints: [{url: http://vllm:8000}]}}\n"
+)
+
+func TestCommittedFilesAreFresh(t *testing.T) {
+	files, err := generate(filepath.Join(root, "fleet.go"))
+	require.NoError(t, err)
+	require.Len(t, files, 2)
+	for name, want := range files {
+		got, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s is out of date, run go generate ./... (-fresh +committed)\n%s", name, diff)
+		}
+	}
+}
+
+func TestExampleLoadsAndIsComplete(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs/fleet.md"))
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(page), "```yaml\n")
+	file, _, ok := strings.Cut(rest, "```\n")
+	require.True(t, ok)
+	fleet, err := mobula.Load([]byte(file), "docs/fleet.md")
+	require.NoError(t, err)
+	require.Empty(t, cmp.Diff(mobula.Default().Router, fleet.Router), "the example shows the defaults")
+	require.Empty(t, cmp.Diff(mobula.Default().KV, fleet.KV))
+	eachField(t, func(path string, f field, _ reflect.Value) {
+		require.Contains(t, file, f.name+":", path)
+	})
+}
+
+// "Default X" in a comment is what Default gives; a default that no comment states is the zero value.
+func TestCommentsStateTheDefaults(t *testing.T) {
+	eachField(t, func(path string, f field, v reflect.Value) {
+		switch {
+		case f.fixed != "":
+			require.Equal(t, f.fixed, v.String(), path)
+		case v.Kind() == reflect.Struct || v.Kind() == reflect.Pointer:
+			require.Empty(t, f.fallback, path)
+		case f.fallback == "":
+			require.True(t, v.IsZero(), "%s has an undocumented default: %v", path, v)
+		default:
+			want := reflect.New(v.Type())
+			if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](want); ok {
+				require.NoError(t, u.UnmarshalText([]byte(f.fallback)), path)
+				require.Equal(t, want.Elem().Interface(), v.Interface(), path)
+				return
+			}
+			require.Equal(t, f.fallback, fmt.Sprint(v.Interface()), path)
+		}
+	})
+}
+
+// The bounds and choices that comments state are those that Load checks.
+func TestCommentsStateTheBounds(t *testing.T) {
+	load := func(path, value string) error {
+		if endpoint, ok := strings.CutPrefix(path, "platform.static.endpoints[]."); ok {
+			file := strings.Replace(platform, "url: http://vllm:8000", "url: http://vllm:8000, "+endpoint+": "+value, 1)
+			_, err := mobula.Load([]byte(header+file), "fleet.yaml")
+			return err
+		}
+		line := strings.ReplaceAll(path, ".", ": {") + ": " + value + strings.Repeat("}", strings.Count(path, "."))
+		_, err := mobula.Load([]byte(header+platform+line+"\n"), "fleet.yaml")
+		return err
+	}
+	choices, bounds := 0, 0
+	eachField(t, func(path string, f field, v reflect.Value) {
+		if f.list {
+			return
+		}
+		for _, choice := range f.oneOf {
+			choices++
+			require.NoError(t, load(path, choice), path)
+			require.ErrorContains(t, load(path, choice+"x"), path[strings.LastIndex(path, ".")+1:], path)
+		}
+		if f.low != "" {
+			bounds++
+			require.NoError(t, load(path, f.low), path)
+			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.low, -1)), path)
+		}
+		if f.high != "" {
+			require.NoError(t, load(path, f.high), path)
+			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.high, 1)), path)
+		}
+	})
+	require.Greater(t, choices, 10)
+	require.Greater(t, bounds, 10)
+}
+
+// beyond gives the value next to a bound of a field of type typ.
+func beyond(t *testing.T, typ reflect.Type, bound string, step int64) string {
+	t.Helper()
+	switch v := reflect.New(typ).Interface().(type) {
+	case *mobula.Size:
+		require.NoError(t, v.UnmarshalText([]byte(bound)))
+		return strconv.FormatInt(int64(*v)+step, 10)
+	case *mobula.Duration:
+		require.NoError(t, v.UnmarshalText([]byte(bound)))
+		return (*v + mobula.Duration(step)).String()
+	case *float64:
+		n, err := strconv.ParseFloat(bound, 64)
+		require.NoError(t, err)
+		return strconv.FormatFloat(math.Nextafter(n, float64(step)*math.Inf(1)), 'f', -1, 64)
+	}
+	n, err := strconv.ParseInt(bound, 10, 64)
+	require.NoError(t, err)
+	return strconv.FormatInt(n+step, 10)
+}
+
+// eachField calls f for every field that a fleet file can have, with its default.
+func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
+	t.Helper()
+	types, err := readTypes(filepath.Join(root, "fleet.go"))
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	var walk func(name, path string, v reflect.Value)
+	walk = func(name, path string, v reflect.Value) {
+		seen[name] = true
+		require.Len(t, types[name].fields, v.NumField())
+		for i, parsed := range types[name].fields {
+			require.Equal(t, v.Type().Field(i).Tag.Get("yaml"), parsed.name)
+			at, value := below(path, parsed), v.Field(i)
+			f(at, parsed, value)
+			if _, ok := types[parsed.typ]; ok {
+				switch value.Kind() {
+				case reflect.Slice, reflect.Pointer:
+					value = reflect.Zero(value.Type().Elem())
+				}
+				walk(parsed.typ, at, value)
+			}
+		}
+	}
+	walk("Fleet", "", reflect.ValueOf(mobula.Default()))
+	for name := range types {
+		require.True(t, seen[name], "%s is no part of the fleet file", name)
+	}
+}
+
+func TestSchemaIsClosedAndDescribed(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(root, "docs/fleet.schema.json"))
+	require.NoError(t, err)
+	var s schema
+	require.NoError(t, json.Unmarshal(data, &s))
+	require.Equal(t, []string{"apiVersion", "kind", "platform"}, s.Required)
+	var check func(path string, s, top *schema)
+	check = func(path string, s, top *schema) {
+		if name, ok := strings.CutPrefix(s.Ref, "#/$defs/"); ok {
+			require.Contains(t, top.Defs, name, path)
+		}
+		if s.Properties != nil {
+			require.Equal(t, false, s.Additional, path)
+		}
+		for name, p := range s.Properties {
+			require.NotEmpty(t, p.Description, path+"."+name)
+			check(path+"."+name, p, top)
+		}
+		if s.Items != nil {
+			check(path+"[]", s.Items, top)
+		}
+	}
+	check("", &s, &s)
+	for name, def := range s.Defs {
+		check(name, def, &s)
+	}
+}
+
+func TestReadTypesRefusesWhatItCantExplain(t *testing.T) {
+	for name, c := range map[string]struct{ fields, want string }{
+		"no comment":       {"A string `yaml:\"a\"`", "T.A: want a comment and a yaml tag"},
+		"no tag":           {"// A.\nA string", "T.A: want a comment and a yaml tag"},
+		"default not said": {"// A. Defaults to 3\nA int `yaml:\"a\"`", "T.A: not understood"},
+		"function":         {"// A.\nA func() `yaml:\"a\"`", "T.A: unknown type"},
+		"embedded":         {"A", "T: want one name for each field"},
+		"two names":        {"A, B int", "T: want one name for each field"},
+		"syntax":           {"A B C", "expected"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := filepath.Join(t.TempDir(), "x.go")
+			require.NoError(t, os.WriteFile(source, []byte("package x\n\ntype T struct {\n"+c.fields+"\n}\n"), 0o600))
+			_, err := readTypes(source)
+			require.ErrorContains(t, err, c.want)
+		})
+	}
+}

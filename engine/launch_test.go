@@ -1,0 +1,154 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func TestServeCommand(t *testing.T) {
+	for name, tc := range map[string]struct {
+		serve     Serve
+		environ   []string
+		argv, env []string
+	}{
+		"defaults": {
+			serve: Serve{Model: "m", Port: 8701},
+			argv:  []string{"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "8701", "--enable-prompt-tokens-details"},
+			env:   []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1"},
+		},
+		"user arguments come last": {
+			serve: Serve{Path: "/opt/vllm", Model: "org/m", Port: 1, Args: []string{"--dtype", "float32"}},
+			argv:  []string{"/opt/vllm", "serve", "org/m", "--host", "127.0.0.1", "--port", "1", "--enable-prompt-tokens-details", "--dtype", "float32"},
+			env:   []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1"},
+		},
+		"devices replace the inherited ones": {
+			serve:   Serve{Model: "m", Port: 1, Devices: []string{"2", "GPU-ab"}},
+			environ: []string{"HOME=/h", "CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES_X=kept"},
+			argv:    []string{"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "1", "--enable-prompt-tokens-details"},
+			env:     []string{"HOME=/h", "CUDA_VISIBLE_DEVICES_X=kept", "PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1", "CUDA_VISIBLE_DEVICES=2,GPU-ab"},
+		},
+		"another host keeps the inherited address": {
+			serve:   Serve{Model: "m", Host: "0.0.0.0", Port: 1},
+			environ: []string{"VLLM_HOST_IP=10.0.0.1"},
+			argv:    []string{"vllm", "serve", "m", "--host", "0.0.0.0", "--port", "1", "--enable-prompt-tokens-details"},
+			env:     []string{"VLLM_HOST_IP=10.0.0.1", "PYTHONUNBUFFERED=1"},
+		},
+		"IPv6 loopback": {
+			serve: Serve{Model: "m", Host: "::1", Port: 1},
+			argv:  []string{"vllm", "serve", "m", "--host", "::1", "--port", "1", "--enable-prompt-tokens-details"},
+			env:   []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=::1"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := strings.Join(tc.environ, "\n")
+			argv, env := tc.serve.Command(tc.environ)
+			require.Empty(t, cmp.Diff(tc.argv, argv))
+			require.Empty(t, cmp.Diff(tc.env, env))
+			require.Equal(t, before, strings.Join(tc.environ, "\n"), "environ was changed")
+		})
+	}
+	require.Equal(t, "[::1]:9", Serve{Host: "::1", Port: 9}.Addr())
+}
+
+func TestDevicesOfArguments(t *testing.T) {
+	for args, want := range map[string]int{
+		"":                                  1,
+		"--dtype float32":                   1,
+		"--tensor-parallel-size 2":          2,
+		"--tensor_parallel_size=4":          4,
+		"-tp 2 --pipeline-parallel-size=3":  6,
+		"-tp 2 -tp 8":                       8,
+		"-tp 2 -dp 2 -pp 2":                 8,
+		"--tensor-parallel-size":            1,
+		"--tensor-parallel-size two":        1,
+		"--tensor-parallel-size -3":         1,
+		"--tensor-parallel-size 4294967296": 1,
+	} {
+		require.Equal(t, want, Devices(strings.Fields(args)), args)
+	}
+}
+
+func TestTailKeepsTheLastLines(t *testing.T) {
+	for name, tc := range map[string]struct {
+		writes []string
+		want   []string
+	}{
+		"nothing":             {},
+		"fewer than kept":     {[]string{"a\nb\n"}, []string{"a", "b"}},
+		"more than kept":      {[]string{"a\nb\nc\nd\ne\n"}, []string{"c", "d", "e"}},
+		"in pieces":           {[]string{"a", "a\nb", "b\n"}, []string{"aa", "bb"}},
+		"unfinished line":     {[]string{"a\nhalf"}, []string{"a", "half"}},
+		"progress bar":        {[]string{"10%\r50%\r100%\n"}, []string{"10%", "50%", "100%"}},
+		"empty lines":         {[]string{"\n\n a \r\n\n"}, []string{" a"}},
+		"not UTF-8":           {[]string{"a\xffb\n"}, []string{"a?b"}},
+		"line without an end": {[]string{strings.Repeat("x", 3*maxTailLine), "y\nz\n"}, []string{strings.Repeat("x", maxTailLine), "z"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tail := newTail(3)
+			for _, w := range tc.writes {
+				n, err := tail.Write([]byte(w))
+				require.NoError(t, err)
+				require.Equal(t, len(w), n)
+			}
+			require.Empty(t, cmp.Diff(tc.want, tail.Lines()))
+			tail.Reset()
+			require.Empty(t, tail.Lines())
+		})
+	}
+}
+
+func TestTailIsTheEndOfAllLines(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		lines := rapid.SliceOf(rapid.StringMatching(`[a-z]{1,9}`)).Draw(t, "lines")
+		n := rapid.IntRange(1, 5).Draw(t, "kept")
+		text := strings.Join(lines, "\n")
+		tail := newTail(n)
+		for len(text) > 0 {
+			cut := rapid.IntRange(1, len(text)).Draw(t, "cut")
+			_, _ = tail.Write([]byte(text[:cut]))
+			text = text[cut:]
+		}
+		_, _ = tail.Write([]byte("\n"))
+		got := tail.Lines()
+		want := lines[max(0, len(lines)-n):]
+		if strings.Join(got, ",") != strings.Join(want, ",") {
+			t.Fatalf("kept %q of %q", got, lines)
+		}
+	})
+}
+
+func TestLogIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "logs", "engine.log")
+	l, err := OpenLog(path, 10)
+	require.NoError(t, err)
+	for _, s := range []string{"12345", "67890", "abc", "this is longer than the limit", "x"} {
+		n, err := l.Write([]byte(s))
+		require.NoError(t, err)
+		require.Equal(t, len(s), n)
+	}
+	require.NoError(t, l.Close())
+	require.Equal(t, "x", read(t, path))
+	require.Equal(t, "this is longer than the limit", read(t, path+".1"))
+
+	l, err = OpenLog(path, 10)
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	require.Empty(t, read(t, path))
+	require.Equal(t, "x", read(t, path+".1"), "the earlier log is kept")
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	return string(b)
+}

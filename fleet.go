@@ -1,0 +1,192 @@
+// Package mobula holds the nouns of the serving stack: the fleet file and the endpoints,
+// models and roles that the router, the control plane and the platforms speak about.
+package mobula
+
+//go:generate go run ./cmd/fleetdoc
+
+// APIVersion and Kind open every fleet file.
+const (
+	APIVersion = "mobula/v1"
+	Kind       = "Fleet"
+)
+
+// Fleet is one serving fleet: what runs where, and how the router treats it. The same file
+// serves every platform; only the platform section differs.
+//
+// The comments of this file's fields are the user's reference: cmd/fleetdoc turns them into
+// docs/fleet.md and docs/fleet.schema.json. It knows these sentences: "Required.", "Always X.",
+// "One of a, b or c.", "N to M.", "At least N.", "Default X." (a literal) and "Default: ..." (in words).
+type Fleet struct {
+	// Always mobula/v1. Required.
+	APIVersion string `yaml:"apiVersion"`
+	// Always Fleet. Required.
+	Kind string `yaml:"kind"`
+	// Name of the fleet, used in logs and metrics. Lower-case letters, digits and dashes, at most 63. Default default.
+	Name string `yaml:"name"`
+	// Where the engines are. Exactly one platform is set. Required.
+	Platform Platform `yaml:"platform"`
+	// Models of the fleet. Models that engines list and that are not named here are served too.
+	Models []Model `yaml:"models"`
+	// The router's data plane.
+	Router Router `yaml:"router"`
+	// The KV-cache network.
+	KV KV `yaml:"kv"`
+}
+
+// Platform places or finds engines. Exactly one of its fields is set.
+type Platform struct {
+	// Engines that already run at known addresses.
+	Static *Static `yaml:"static"`
+}
+
+// Static lists engines that already run.
+type Static struct {
+	// The engines. At least 1. Required.
+	Endpoints []StaticEndpoint `yaml:"endpoints"`
+}
+
+// StaticEndpoint is one engine that already runs.
+type StaticEndpoint struct {
+	// Scheme, host and port: http://vllm:8000, https://[::1]:8443. Single-label hosts and IPv6 work; without a port it is
+	// 80 or 443. No path, query or user; no URL twice. Required.
+	URL string `yaml:"url"`
+	// Model ids to route here. Default: all that the engine lists at /v1/models.
+	Models []string `yaml:"models"`
+	// What the engine does when prefill and decode run apart. One of prefill, decode or both. Default: both.
+	Role Role `yaml:"role"`
+	// Free labels, shown with the endpoint.
+	Labels map[string]string `yaml:"labels"`
+	// File that holds the engine's API key (vllm serve --api-key), read again on reload. A relative path starts at the
+	// working directory. Exclusive with apiKeyEnv.
+	APIKeyFile string `yaml:"apiKeyFile"`
+	// Environment variable that holds the engine's API key. Exclusive with apiKeyFile.
+	APIKeyEnv string `yaml:"apiKeyEnv"`
+	// Skips certificate verification for https. Default false.
+	InsecureSkipVerify bool `yaml:"insecureSkipVerify"`
+	// Takes the endpoint out of service: running requests finish, no new ones come. Default false.
+	Drain bool `yaml:"drain"`
+}
+
+// Model is one model of the fleet.
+type Model struct {
+	// The id that engines list at /v1/models. No model twice. Required.
+	Name string `yaml:"name"`
+	// Other names that clients may use for it, each for one model only and no model's own name.
+	Aliases []string `yaml:"aliases"`
+}
+
+// Router sets up the data plane.
+type Router struct {
+	// Address to listen on, host:port; port 0 takes a free one. Default :8000 (mobula up: 127.0.0.1:8000).
+	Listen string `yaml:"listen"`
+	// How an engine is chosen.
+	Policy Policy `yaml:"policy"`
+	// Bounds on time.
+	Timeouts Timeouts `yaml:"timeouts"`
+	// What is tried again when an engine fails before its first byte.
+	Retries Retries `yaml:"retries"`
+	// How dead engines are found and recovered ones taken back.
+	Health Health `yaml:"health"`
+	// Bounds on size and number.
+	Limits Limits `yaml:"limits"`
+	// Logging.
+	Log Log `yaml:"log"`
+}
+
+// Policy names how an engine is chosen among those that serve a model.
+type Policy struct {
+	// One of cost, roundrobin, random, p2c, leastload, session or prefix. Default cost.
+	Name string `yaml:"name"`
+	// Request header that carries a session id (policy session). Default X-Session-Id.
+	SessionHeader string `yaml:"sessionHeader"`
+	// Body field that carries a session id when the header is absent: a top-level string such as user. Default user.
+	SessionField string `yaml:"sessionField"`
+	// An engine may have this many times the mean load before session and prefix pass it over. 1 to 1000. Default 1.25.
+	LoadFactor float64 `yaml:"loadFactor"`
+}
+
+// Timeouts bound every phase of a request. Each is more than 0 (lameduck: or 0) and at most 24h: there is no "none".
+type Timeouts struct {
+	// Connecting to an engine. Default 2s.
+	Connect Duration `yaml:"connect"`
+	// From the request sent to the first byte of a streamed answer. Default 60s.
+	FirstByte Duration `yaml:"firstByte"`
+	// From the request sent to the first byte of an answer that is not streamed, which an engine sends when all of it is generated. Default 10m.
+	Plain Duration `yaml:"plain"`
+	// Between two reads of an answer. Default 60s.
+	Idle Duration `yaml:"idle"`
+	// The whole request with its retries. Default 1h.
+	Total Duration `yaml:"total"`
+	// Reading a request's header from a client. Default 10s.
+	ReadHeader Duration `yaml:"readHeader"`
+	// Reading a request's body from a client. Default 60s.
+	ReadBody Duration `yaml:"readBody"`
+	// A client that takes nothing of its answer for so long is dropped. Default 60s.
+	Write Duration `yaml:"write"`
+	// An idle client connection is kept so long. Default 120s.
+	KeepAlive Duration `yaml:"keepAlive"`
+	// On stop, running streams may go on for so long. Default 30s.
+	Drain Duration `yaml:"drain"`
+	// On stop, /ready fails for so long before the listener closes, so that load balancers look away. Default 0s.
+	Lameduck Duration `yaml:"lameduck"`
+}
+
+// Retries before the first byte go to the next endpoint of the pick.
+type Retries struct {
+	// Attempts after the first one. 0 to 10. Default 2.
+	Attempts int `yaml:"attempts"`
+	// Retries may be at most this share of recent requests (10 in 10 s are always allowed), so that an outage is not multiplied. 0 to 1. Default 0.2.
+	Budget float64 `yaml:"budget"`
+	// A Retry-After of an engine longer than this is given to the client instead of being waited for, 0s to 24h. Default 2s.
+	MaxRetryAfter Duration `yaml:"maxRetryAfter"`
+}
+
+// Health finds dead engines and takes recovered ones back.
+type Health struct {
+	// Time between two probes of an engine's /health, 10ms to 24h. Default 1s.
+	Interval Duration `yaml:"interval"`
+	// A probe that takes longer has failed, 10ms to 24h. Default 2s.
+	Timeout Duration `yaml:"timeout"`
+	// Failures in a row, of requests or probes, that eject an engine; a refused connection ejects at once. 1 to 1000. Default 3.
+	EjectAfter int `yaml:"ejectAfter"`
+	// Time between two readings of an engine's /v1/models, 10ms to 24h. Default 10s.
+	ModelsInterval Duration `yaml:"modelsInterval"`
+	// Time between two readings of an engine's /metrics, 10ms to 24h. Default 5s.
+	MetricsInterval Duration `yaml:"metricsInterval"`
+}
+
+// Limits bound what one client or engine can make the router hold.
+type Limits struct {
+	// A request body, 1KiB to 4GiB. Default 64MiB.
+	Body Size `yaml:"body"`
+	// A request's header, 1KiB to 16MiB. Default 64KiB.
+	Header Size `yaml:"header"`
+	// Requests in flight over all; above it 503 with Retry-After. At least 1. Default 20000.
+	InFlight int `yaml:"inFlight"`
+	// Client connections over all; above it new ones are closed. At least 1. Default 20000.
+	Connections int `yaml:"connections"`
+	// Idle connections kept per engine. At least 1. Default 1024.
+	IdleConnections int `yaml:"idleConnections"`
+	// Nesting depth of a JSON body. 1 to 10000. Default 100.
+	Depth int `yaml:"depth"`
+}
+
+// Log sets up logging to standard error.
+type Log struct {
+	// One of debug, info, warn or error. Nothing is logged per request at info. Default info.
+	Level string `yaml:"level"`
+	// One of text or json. Default text.
+	Format string `yaml:"format"`
+}
+
+// KV sets up the KV-cache network.
+type KV struct {
+	// The router's index of prefixes that it has dispatched (policies cost and prefix).
+	Index Index `yaml:"index"`
+}
+
+// Index bounds the prefix index.
+type Index struct {
+	// Memory of the index over all engines, 1MiB to 1024GiB. Default 64MiB.
+	Memory Size `yaml:"memory"`
+}

@@ -1,0 +1,47 @@
+package mobula
+
+import "time"
+
+// Default gives a fleet with every default that the field comments state, and no platform.
+func Default() Fleet {
+	return Fleet{
+		APIVersion: APIVersion,
+		Kind:       Kind,
+		Name:       "default",
+		Router: Router{
+			Listen: ":8000",
+			Policy: Policy{Name: "cost", SessionHeader: "X-Session-Id", SessionField: "user", LoadFactor: 1.25},
+			Timeouts: Timeouts{
+				Connect:    Duration(2 * time.Second),
+				FirstByte:  Duration(60 * time.Second),
+				Plain:      Duration(10 * time.Minute),
+				Idle:       Duration(60 * time.Second),
+				Total:      Duration(time.Hour),
+				ReadHeader: Duration(10 * time.Second),
+				ReadBody:   Duration(60 * time.Second),
+				Write:      Duration(60 * time.Second),
+				KeepAlive:  Duration(120 * time.Second),
+				Drain:      Duration(30 * time.Second),
+				Lameduck:   0,
+			},
+			Retries: Retries{Attempts: 2, Budget: 0.2, MaxRetryAfter: Duration(2 * time.Second)},
+			Health: Health{
+				Interval:        Duration(time.Second),
+				Timeout:         Duration(2 * time.Second),
+				EjectAfter:      3,
+				ModelsInterval:  Duration(10 * time.Second),
+				MetricsInterval: Duration(5 * time.Second),
+			},
+			Limits: Limits{
+				Body:            64 << 20,
+				Header:          64 << 10,
+				InFlight:        20000,
+				Connections:     20000,
+				IdleConnections: 1024,
+				Depth:           100,
+			},
+			Log: Log{Level: "info", Format: "text"},
+		},
+		KV: KV{Index: Index{Memory: 64 << 20}},
+	}
+}

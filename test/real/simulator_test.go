@@ -1,0 +1,86 @@
+//go:build real
+
+package real
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+)
+
+// testSimulator holds the simulated engine against the real one: the same status, header
+// and keys and types of the body, whatever the text.
+func (s *stack) testSimulator(t *testing.T) {
+	port := freePorts(t, 1)[0]
+	url := fmt.Sprintf("http://127.0.0.1:%d", port)
+	sim := s.guard.start(t, s.logs, "sim", nil, s.binary, "sim", "--port", strconv.Itoa(port), "--model", model)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, sim.healthy(ctx, s.client, url))
+
+	for _, c := range []struct {
+		name string
+		call
+	}{
+		{"models", call{method: http.MethodGet, path: "/v1/models"}},
+		{"health", call{method: http.MethodGet, path: "/health"}},
+		{"version", call{method: http.MethodGet, path: "/version"}},
+		{"chat", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":8}`}},
+		{"chat n2 logprobs", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":3,"n":2,"logprobs":true,"top_logprobs":2}`}},
+		{"chat token ids", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":3,"return_token_ids":true,"ignore_eos":true}`}},
+		{"completions", call{path: "/v1/completions", body: `{"model":"tiny","prompt":"a","max_tokens":8}`}},
+		{"completions echo logprobs", call{path: "/v1/completions", body: `{"model":"tiny","prompt":"a b c","max_tokens":8,"echo":true,"logprobs":1}`}},
+		{"completions token ids", call{path: "/v1/completions", body: `{"model":"tiny","prompt":[5,6,7],"max_tokens":8}`}},
+		{"responses", call{path: "/v1/responses", body: `{"model":"tiny","input":"hello","max_output_tokens":8}`}},
+		{"messages", call{path: "/v1/messages", body: `{"model":"tiny",` + hello + `,"max_tokens":8}`}},
+		{"count tokens", call{path: "/v1/messages/count_tokens", body: `{"model":"tiny",` + hello + `}`}},
+		{"tokenize", call{path: "/tokenize", body: `{"model":"tiny","prompt":"hello"}`}},
+		{"detokenize", call{path: "/detokenize", body: `{"model":"tiny","tokens":[5,6,7]}`}},
+		{"embeddings", call{path: "/v1/embeddings", body: `{"model":"tiny","input":"a"}`}},
+		{"unknown model", call{path: chat, body: `{"model":"nope",` + hello + `}`}},
+		{"unknown model messages", call{path: "/v1/messages", body: `{"model":"nope",` + hello + `,"max_tokens":8}`}},
+		{"bad JSON", call{path: chat, body: `{"model":`}},
+		{"temperature", call{path: chat, body: `{"model":"tiny",` + hello + `,"temperature":9}`}},
+		{"max_tokens 0", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":0}`}},
+		{"content type", call{path: chat, contentType: "text/plain", body: `{"model":"tiny",` + hello + `}`}},
+		{"wrong type", call{path: chat, body: `{"model":"tiny","messages":"hello"}`}},
+		{"stored answer not found", call{method: http.MethodGet, path: "/v1/responses/resp_0000000000000000"}},
+		{"wrong method", call{method: http.MethodGet, path: chat}},
+		{"no such path", call{path: "/nothing"}},
+		{"chat stream", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":8,"stream":true,"stream_options":{"include_usage":true}}`}},
+		{"completions stream", call{path: "/v1/completions", body: `{"model":"tiny","prompt":"a","max_tokens":8,"stream":true}`}},
+		{"responses stream", call{path: "/v1/responses", body: `{"model":"tiny","input":"hello","max_output_tokens":8,"stream":true}`}},
+		{"messages stream", call{path: "/v1/messages", body: `{"model":"tiny",` + hello + `,"max_tokens":8,"stream":true}`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			want, err := s.ask(t.Context(), s.engines[0].url, c.call)
+			require.NoError(t, err)
+			got, err := s.ask(t.Context(), url, c.call)
+			require.NoError(t, err)
+			require.Equal(t, want.status, got.status, "status; vLLM: %s; simulator: %s", want.body, got.body)
+			require.Empty(t, cmp.Diff(framing(want.header), framing(got.header)), "header (-vLLM +simulator)")
+			if want.header.Get("Transfer-Encoding") != "" {
+				w, g := parseStream(want.body), parseStream(got.body)
+				require.Empty(t, cmp.Diff(w.Events, g.Events), "events (-vLLM +simulator)")
+				require.Equal(t, w.Done, g.Done)
+				return
+			}
+			require.Empty(t, cmp.Diff(shape(decoded(want.body)), shape(decoded(got.body))), "shape (-vLLM +simulator): %s against %s", want.body, got.body)
+		})
+	}
+}
+
+// framing is an answer's header without the values that depend on its text.
+func framing(h http.Header) http.Header {
+	h = fields(h)
+	if h.Get("Content-Length") != "" {
+		h.Set("Content-Length", "a length")
+	}
+	return h
+}
