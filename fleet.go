@@ -167,7 +167,7 @@ type Limits struct {
 	Connections int `yaml:"connections"`
 	// Idle connections kept per engine. At least 1. Default 1024.
 	IdleConnections int `yaml:"idleConnections"`
-	// Nesting depth of a JSON body. 1 to 10000. Default 100.
+	// Nesting depth of a JSON body. 1 to 1000. Default 100.
 	Depth int `yaml:"depth"`
 }
 

@@ -143,7 +143,7 @@ func checkRouter(c *Router, r *report) {
 	atLeast(r, "router.limits.inFlight", c.Limits.InFlight, 1)
 	atLeast(r, "router.limits.connections", c.Limits.Connections, 1)
 	atLeast(r, "router.limits.idleConnections", c.Limits.IdleConnections, 1)
-	within(r, "router.limits.depth", c.Limits.Depth, 1, 10000)
+	within(r, "router.limits.depth", c.Limits.Depth, 1, 1000)
 	oneOf(r, "router.log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(r, "router.log.format", c.Log.Format, "text", "json")
 }

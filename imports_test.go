@@ -31,7 +31,7 @@ var rooms = map[string][]string{
 	"adapters/conformance": {".", "adapters", "github.com/google/go-cmp/"},
 	"adapters/static":      {".", "adapters", "engine"},
 	"engine":               {".", "github.com/prometheus/", "github.com/tidwall/"},
-	"engine/sim":           {".", "engine", "github.com/tidwall/"},
+	"engine/sim":           {".", "engine", "github.com/tidwall/", "github.com/hashicorp/golang-lru/"},
 	"kv":                   {".", "github.com/cespare/xxhash/"},
 	"router/pick":          {".", "kv", "github.com/cespare/xxhash/"},
 	"router/proxy":         {".", "router/pick"},

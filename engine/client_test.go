@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,14 +24,14 @@ import (
 )
 
 // golden is the body of a captured exchange.
-func golden(t testing.TB, file string) []byte {
-	t.Helper()
+func golden(tb testing.TB, file string) []byte {
+	tb.Helper()
 	b, err := os.ReadFile("testdata/http/" + file)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	var exchange struct {
 		Body json.RawMessage `json:"response_json"`
 	}
-	require.NoError(t, json.Unmarshal(b, &exchange))
+	require.NoError(tb, json.Unmarshal(b, &exchange))
 	return exchange.Body
 }
 
@@ -61,6 +63,12 @@ func answer(status int, body string) http.HandlerFunc {
 	}
 }
 
+// hang answers when the client has gone, which net/http only sees once the body is read.
+func hang(_ http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	<-r.Context().Done()
+}
+
 func TestHealthIsAnyAnswerBelow500(t *testing.T) {
 	for _, c := range []struct {
 		status int
@@ -75,7 +83,7 @@ func TestHealthIsAnyAnswerBelow500(t *testing.T) {
 		{500, false},
 		{503, false},
 	} {
-		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
+		t.Run(strconv.Itoa(c.status), func(t *testing.T) {
 			client := newClient(t)
 			e := serve(t, func(w http.ResponseWriter, r *http.Request) {
 				if r.Method != http.MethodGet || r.URL.Path != "/health" {
@@ -116,6 +124,7 @@ func TestHealthOfGarbage(t *testing.T) {
 			if err != nil {
 				return
 			}
+			_, _ = c.Read(make([]byte, 1024))
 			_, _ = io.WriteString(c, "SSH-2.0-OpenSSH_9.2\r\n")
 			_ = c.Close()
 		}
@@ -132,7 +141,7 @@ func TestHealthOfGarbage(t *testing.T) {
 
 func TestCallsEndWithTheirContext(t *testing.T) {
 	client := newClient(t)
-	e := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	e := serve(t, hang)
 	for name, call := range map[string]func(context.Context) error{
 		"health":   func(ctx context.Context) error { return client.Health(ctx, e) },
 		"models":   func(ctx context.Context) error { _, err := client.Models(ctx, e); return err },
@@ -150,7 +159,7 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 func TestAClientBoundsCallsThatNobodyBounds(t *testing.T) {
 	client := newClient(t)
 	client.timeout = 20 * time.Millisecond
-	e := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	e := serve(t, hang)
 	require.ErrorIs(t, client.Health(t.Context(), e), context.DeadlineExceeded)
 }
 
@@ -292,7 +301,7 @@ func TestAPIKeyDoesNotFollowRedirects(t *testing.T) {
 func TestCertificatesAreVerifiedUnlessToldOtherwise(t *testing.T) {
 	client := newClient(t)
 	s := httptest.NewUnstartedServer(answer(200, ""))
-	s.Config.ErrorLog = nil
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	e := mobula.Endpoint{URL: s.URL}
@@ -375,6 +384,7 @@ func TestAnAnswerCutOffProvesNothing(t *testing.T) {
 	e := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		_, _ = io.WriteString(w, "{")
+		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	})
 	require.ErrorIs(t, client.Complete(t.Context(), e, "m"), io.ErrUnexpectedEOF)

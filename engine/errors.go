@@ -31,8 +31,7 @@ func (e *StatusError) Error() string {
 
 // Status gives the HTTP status in err, 0 when the engine did not answer with one.
 func Status(err error) int {
-	var s *StatusError
-	if errors.As(err, &s) {
+	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.Status
 	}
 	return 0

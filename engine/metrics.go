@@ -27,6 +27,9 @@ const (
 	MetricCacheConfig      = "vllm:cache_config_info"
 )
 
+// metricPrefix begins all of them.
+const metricPrefix = "vllm:"
+
 // Labels of MetricCacheConfig that we read.
 const (
 	labelBlocks    = "num_gpu_blocks"
@@ -124,6 +127,9 @@ func filterLines(r io.Reader) (*bytes.Buffer, error) {
 				return nil, err
 			}
 			continue
+		}
+		if !bytes.HasPrefix(line, []byte(metricPrefix)) {
+			line = nil // most lines: HELP, TYPE and what is Python's
 		}
 		name := line
 		if i := bytes.IndexAny(line, "{ \t"); i >= 0 {

@@ -198,15 +198,15 @@ func (x *Index) Insert(e Engine, blocks []uint64) (held int) {
 	blocks = blocks[:min(len(blocks), int(x.limit/2))]
 	x.makeRoom(len(blocks))
 	x.warmed += x.warm(blocks)
-	for i := len(blocks) - 1; i >= 0; i-- { // the head is the last and so the most recent
-		if n := x.find(e, blocks[i]); n != 0 {
+	for _, hash := range slices.Backward(blocks) { // the head is the last and so the most recent
+		if n := x.find(e, hash); n != 0 {
 			x.unlink(n)
 			x.link(n)
 			held++
 			continue
 		}
-		x.haunt(blocks[i])
-		x.add(e, blocks[i])
+		x.haunt(hash)
+		x.add(e, hash)
 	}
 	x.shrink(e, len(blocks)+spareWork)
 	return held

@@ -25,7 +25,7 @@ func TestIndex(t *testing.T) {
 		require.Equal(t, 0, x.Insert(b, prompt(1, 2, 9)))
 		require.Equal(t, 2, x.Insert(a, prompt(1, 2, 7)))
 		got := x.Match(prompt(1, 2, 3, 5), nil)
-		require.EqualValues(t, []int32{3, 2, 0}, []int32{got[a].Blocks, got[b].Blocks, got[c].Blocks})
+		require.Equal(t, []int32{3, 2, 0}, []int32{got[a].Blocks, got[b].Blocks, got[c].Blocks})
 	})
 	t.Run("tails go first", func(t *testing.T) {
 		x := NewIndex(0)
@@ -221,13 +221,14 @@ func check(t require.TestingT, x *Index) {
 	require.LessOrEqual(t, x.used, x.limit)
 }
 
+// Row 2 of the defects of production-stack: the prefix trie never evicted.
 func TestIndexStaysWithinItsMemory(t *testing.T) {
 	const memory = 1 << 20
 	x := NewIndex(memory)
 	engines := []Engine{x.Add(0), x.Add(0), x.Add(20_000), x.Add(0)}
 	var p []uint64
 	for i := range uint64(1_000_000) { // each prompt unlike all others
-		p = Blocks(p[:0], i, 1, []byte("pqrs"))
+		p = Blocks(p[:0], i, 1, []byte("pq"))
 		x.Insert(engines[i%4], p)
 		if i%1000 == 0 {
 			require.LessOrEqual(t, x.Bytes(), int64(memory))
@@ -235,7 +236,7 @@ func TestIndexStaysWithinItsMemory(t *testing.T) {
 	}
 	require.LessOrEqual(t, x.Bytes(), int64(memory))
 	require.Greater(t, x.Len(), memory/32*3/4, "memory is used")
-	require.Equal(t, 4, held(x, engines[(1_000_000-1)%4], p), "the last one is there")
+	require.Equal(t, 2, held(x, engines[(1_000_000-1)%4], p), "the last one is there")
 	check(t, x)
 	t.Logf("%d blocks in %d bytes: %.1f bytes a block", x.Len(), x.Bytes(), float64(x.Bytes())/float64(x.Len()))
 	for _, e := range engines {
@@ -243,9 +244,9 @@ func TestIndexStaysWithinItsMemory(t *testing.T) {
 	}
 	e := x.Add(0)
 	for i := range uint64(2000) {
-		x.Insert(e, Blocks(p[:0], i, 1, []byte("pqrs")))
+		x.Insert(e, Blocks(p[:0], i, 1, []byte("pq")))
 	}
-	require.Equal(t, 8000, x.Len(), "removed engines are gone")
+	require.Equal(t, 4000, x.Len(), "removed engines are gone")
 	check(t, x)
 }
 

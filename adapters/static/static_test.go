@@ -20,17 +20,19 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestDiscoveryConforms(t *testing.T) {
-	conformance.Discoverer(t, func(t testing.TB) conformance.Subject {
+	conformance.Discoverer(t, func(tb testing.TB) conformance.Subject {
+		tb.Helper()
 		d, err := static.New(mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://a:8000"}}}, static.Options{})
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		n := 0
 		return conformance.Subject{
 			Discoverer: d,
 			Want:       []mobula.Endpoint{{ID: "http://a:8000", URL: "http://a:8000"}},
-			Change: func(t testing.TB) []mobula.Endpoint {
+			Change: func(tb testing.TB) []mobula.Endpoint {
+				tb.Helper()
 				n++
 				url := fmt.Sprintf("http://b:%d", n)
-				require.NoError(t, d.Update(mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: url}}}))
+				require.NoError(tb, d.Update(mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: url}}}))
 				return []mobula.Endpoint{{ID: url, URL: url}}
 			},
 		}

@@ -65,11 +65,11 @@ func TestReloadAppliesASwappedConfigMap(t *testing.T) {
 }
 
 func TestReloadFollowsASymlinkToAnotherFolder(t *testing.T) {
-	real := writeFleet(t, t.TempDir(), "one")
+	target := writeFleet(t, t.TempDir(), "one")
 	path := filepath.Join(t.TempDir(), "link.yaml")
-	require.NoError(t, os.Symlink(real, path))
+	require.NoError(t, os.Symlink(target, path))
 	r := startReloader(t, path)
-	write(t, real, fleetNamed("two"))
+	write(t, target, fleetNamed("two"))
 	r.wantApplied("two")
 
 	other := writeFleet(t, t.TempDir(), "three")

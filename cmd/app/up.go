@@ -252,12 +252,13 @@ func (a *app) banner(ctx context.Context, client *api, o routerOptions, set *eng
 
 	c.line("%s %s: policy %s", c.strong("mobula"), o.Version, o.Fleet.Router.Policy.Name)
 	c.line("")
-	c.line("  %s  %s", c.strong("OpenAI API"), c.good(client.base+"/v1"))
-	c.line("  %s     %s", c.strong("models"), strings.Join(models, ", "))
-	c.line("  %s    %s", c.strong("metrics"), client.base+"/metrics")
-	c.line("  %s    %s", c.strong("engines"), strings.Join(urls, " "))
+	field := func(label, text string) { c.line("  %s  %s", c.strong(fmt.Sprintf("%-10s", label)), text) }
+	field("OpenAI API", c.good(client.base+"/v1"))
+	field("models", strings.Join(models, ", "))
+	field("metrics", client.base+"/metrics")
+	field("engines", strings.Join(urls, " "))
 	if set.kind == simKind && len(set.endpoints) > 0 {
-		c.line("             %s", c.dim("simulated: they need no GPU and make their text up; for a real model: mobula up --model NAME"))
+		field("", c.dim("simulated: they need no GPU and make their text up; for a real model: mobula up --model NAME"))
 	}
 	c.line("")
 	c.line("  curl %s/v1/chat/completions -H 'Content-Type: application/json' -d %s", client.base, shellQuote(body))

@@ -76,7 +76,7 @@ func TestUpServesUntilItIsStopped(t *testing.T) {
 	}
 	require.NotContains(t, up.stdout.String(), "\x1b", "no colours where there is no terminal")
 	require.Contains(t, up.stdout.String(), "mobula chat --url "+base)
-	require.Contains(t, up.stdout.String(), "models     base, lora-1\n")
+	require.Contains(t, up.stdout.String(), "models      base, lora-1\n")
 
 	up.cancel()
 	require.Zero(t, up.wait(t))

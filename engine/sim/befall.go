@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -145,9 +146,7 @@ func (c *call) distort(h func(*call)) {
 
 func (c *call) gzip(rec *recorder) {
 	header := c.w.Header()
-	for name, values := range rec.header {
-		header[name] = values
-	}
+	maps.Copy(header, rec.header)
 	header.Del("Content-Length")
 	header.Set("Content-Encoding", "gzip")
 	c.w.WriteHeader(rec.status)

@@ -1,5 +1,7 @@
 package sim
 
+import "slices"
+
 // cache is a paged prefix cache: blocks of token ids under chained hashes, with references
 // counted, and the least recently used of the unreferenced ones evicted first. The caller locks.
 type cache struct {
@@ -50,7 +52,7 @@ func (k *kvState) add(id int32, blockSize int) bool {
 // At least one token is never found: its computation gives the first answer.
 func (c *cache) reserve(k *kvState, blockSize int) (found int, ok bool) {
 	need := (k.tokens + blockSize - 1) / blockSize
-	var hits []*block
+	hits := make([]*block, 0, need+1)
 	idle := 0
 	for _, h := range k.hashes[:min(len(k.hashes), (k.tokens-1)/blockSize)] {
 		b := c.hashed[h]
@@ -99,11 +101,8 @@ func (c *cache) publish(k *kvState, n int) {
 
 // drop gives k's blocks back, the last first, so that a chain is evicted from its end.
 func (c *cache) drop(k *kvState) {
-	for i := len(k.blocks) - 1; i >= 0; i-- {
-		if b := k.blocks[i]; b.refs > 1 {
-			b.refs--
-		} else {
-			b.refs = 0
+	for _, b := range slices.Backward(k.blocks) {
+		if b.refs--; b.refs == 0 {
 			c.release(b)
 		}
 	}

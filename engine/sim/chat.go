@@ -76,9 +76,7 @@ func (c *call) chatRequest(p *params) (*chatRequest, *apiError) {
 	tools, hasTools := p.list("tools")
 	choice, hasChoice := p.get("tool_choice")
 	generation, open := p.bool("add_generation_prompt", true), p.bool("continue_final_message", false)
-	if err := p.bad.err(); err != nil {
-		return nil, err
-	}
+	salt := p.string("cache_salt")
 	q := &chatRequest{sampling: sp, created: time.Now().Unix()}
 	if q.name, q.in.lora, err = c.model(p); err != nil {
 		return nil, err
@@ -101,7 +99,7 @@ func (c *call) chatRequest(p *params) (*chatRequest, *apiError) {
 	if hasTools && choice.Str != "none" {
 		talk = append([]message{{"system", tools.Raw}}, talk...)
 	}
-	q.in.ids, q.in.salt = c.e.template(talk, generation, open), p.string("cache_salt")
+	q.in.ids, q.in.salt = c.e.template(talk, generation, open), salt
 	format, _ := p.get("response_format")
 	return q, c.finishRequest(q, format)
 }
@@ -118,7 +116,7 @@ func (c *call) finishRequest(q *chatRequest, format gjson.Result) *apiError {
 	if err := q.sampling.checkMax(c.e.opts.MaxModelLen, false); err != nil {
 		return err
 	}
-	if err := c.e.checkLength(&q.in, q.sampling, false); err != nil {
+	if err := c.e.checkLength(&q.in, q.sampling, true); err != nil {
 		return err
 	}
 	if schema := answerSchema(q.tool, format); schema.Exists() {
@@ -222,25 +220,23 @@ func (e *Engine) template(talk []message, generation, open bool) []int32 {
 	return ids
 }
 
-// checkLength tells whether a prompt and its answer fit the context. exact tells that the
-// prompt was given as ids; text is only read as far as it could fit.
-func (e *Engine) checkLength(in *input, sp *sampling, exact bool) *apiError {
+// checkLength tells whether a prompt fits the context and leaves room for an answer; an
+// answer that asks for more room than there is gets what there is. text tells that the
+// prompt was not given as ids: it was only read as far as it could fit.
+func (e *Engine) checkLength(in *input, sp *sampling, text bool) *apiError {
 	n, limit := len(in.ids), e.opts.MaxModelLen
-	atLeast := "at least "
-	if exact {
-		atLeast = ""
-	} else {
+	if text {
 		n = min(n, limit+1)
 	}
-	if n > limit {
+	switch {
+	case n > limit:
+		atLeast := ""
+		if n == limit+1 {
+			atLeast = "at least " // vLLM can't tell either
+		}
 		return badRequest("input_tokens", "This model's maximum context length is %d tokens. However, your prompt contains %s%d input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=%d)", limit, atLeast, n, n)
-	}
-	out := 1
-	if sp.max != unset {
-		out = sp.max
-	}
-	if n+out > limit {
-		return badRequest("input_tokens", "This model's maximum context length is %d tokens. However, you requested %d output tokens and your prompt contains %s%d input tokens, for a total of %s%d tokens. Please reduce the length of the input prompt or the number of requested output tokens. (parameter=input_tokens, value=%d)", limit, out, atLeast, n, atLeast, n+out, n)
+	case n == limit && sp.max != 0:
+		return badRequest("max_tokens", "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)")
 	}
 	return nil
 }

@@ -1,9 +1,13 @@
 package sim
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
+
+// answerSize is what a short answer takes.
+const answerSize = 1536
 
 // usage counts a request's tokens.
 type usage struct{ prompt, completion, cached, created int }
@@ -40,7 +44,7 @@ func (u *usage) appendFull(dst []byte, created bool) []byte {
 
 // appendAnswer writes a plain answer of the chat API.
 func (q *chatRequest) appendAnswer(dst []byte, seqs []*seq, logprobs [][]byte) []byte {
-	dst = q.appendHead(dst, "chat.completion")
+	dst = q.appendHead(slices.Grow(dst, answerSize), "chat.completion")
 	var u usage
 	for i, s := range seqs {
 		if i > 0 {

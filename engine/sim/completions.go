@@ -77,9 +77,6 @@ func (c *call) completionRequest(p *params) (*completionRequest, *apiError) {
 		sp.logprobs = n
 	}
 	salt := p.string("cache_salt")
-	if err := p.bad.err(); err != nil {
-		return nil, err
-	}
 	q := &completionRequest{id: c.id("cmpl-"), created: time.Now().Unix(), sampling: sp}
 	name, lora, err := c.model(p)
 	if err != nil {
@@ -107,7 +104,7 @@ func (c *call) completionRequest(p *params) (*completionRequest, *apiError) {
 	}
 	for _, ids := range prompts {
 		in := input{ids: ids, lora: lora, salt: salt}
-		if err := c.e.checkLength(&in, sp, exact); err != nil {
+		if err := c.e.checkLength(&in, sp, !exact); err != nil {
 			return nil, err
 		}
 		q.inputs = append(q.inputs, in)

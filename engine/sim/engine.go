@@ -43,7 +43,7 @@ type Options struct {
 	NoLoRA bool
 	// MaxLoRAs bounds how many are loaded. Default 256.
 	MaxLoRAs int
-	// APIKey, if set, must be the bearer token of requests to /v1 and /v2.
+	// APIKey, if set, must be the bearer token of requests to /v1, /v2 and /inference.
 	APIKey string
 	// Seed makes another model: engines with the same seed give the same texts. Default 0.
 	Seed uint64
@@ -123,11 +123,21 @@ func (o *Options) fill() error {
 		name string
 		bad  bool
 	}{
-		{"BlockSize", o.BlockSize < 1}, {"Blocks", o.Blocks < 1}, {"MaxModelLen", o.MaxModelLen < 2},
-		{"MaxNumSeqs", o.MaxNumSeqs < 1}, {"MaxQueue", o.MaxQueue < 1}, {"MaxLoRAs", o.MaxLoRAs < len(o.LoRAs)},
-		{"PrefillBase", o.PrefillBase < 0}, {"PrefillRate", !(o.PrefillRate >= 0)}, {"ITL", o.ITL < 0},
-		{"MinAnswer", o.MinAnswer < 1}, {"MaxAnswer", o.MaxAnswer < o.MinAnswer}, {"Dimensions", o.Dimensions < 1},
-		{"MaxResponses", o.MaxResponses < 1}, {"MaxBody", o.MaxBody < 1}, {"DrainTimeout", o.DrainTimeout < 0},
+		{"BlockSize", o.BlockSize < 1},
+		{"Blocks", o.Blocks < 1},
+		{"MaxModelLen", o.MaxModelLen < 2},
+		{"MaxNumSeqs", o.MaxNumSeqs < 1},
+		{"MaxQueue", o.MaxQueue < 1},
+		{"MaxLoRAs", o.MaxLoRAs < len(o.LoRAs)},
+		{"PrefillBase", o.PrefillBase < 0},
+		{"PrefillRate", !(o.PrefillRate >= 0)},
+		{"ITL", o.ITL < 0},
+		{"MinAnswer", o.MinAnswer < 1},
+		{"MaxAnswer", o.MaxAnswer < o.MinAnswer},
+		{"Dimensions", o.Dimensions < 1},
+		{"MaxResponses", o.MaxResponses < 1},
+		{"MaxBody", o.MaxBody < 1},
+		{"DrainTimeout", o.DrainTimeout < 0},
 	} {
 		if c.bad {
 			return fmt.Errorf("sim: %s is out of range", c.name)
@@ -223,6 +233,7 @@ func (e *Engine) newSeq(in *input, sp *sampling, choice int, answer []int32) *se
 	}
 	s.begin(e.tok)
 	s.kv.chain = chain(chain(start, hashString(in.lora)), hashString(in.salt))
+	s.kv.hashes = make([]uint64, 0, (len(s.prompt)+min(s.limit, 256))/e.opts.BlockSize+1)
 	for _, id := range s.prompt {
 		s.kv.add(id, e.opts.BlockSize)
 	}
@@ -240,9 +251,9 @@ type input struct {
 // before each.
 func (e *Engine) generate(ctx context.Context, s *seq, fault func(said int) error, emit func(*seq, *step) error) (err error) {
 	m := e.metrics
-	arrived := time.Now()
+	arrived, began := time.Now(), time.Time{}
 	m.requests.Add(1)
-	defer func() { m.done(s, arrived, err) }()
+	defer func() { m.done(s, arrived, began, err) }()
 	defer e.sched.stop(s)
 	var st step
 	if err := e.sched.start(ctx, s); err != nil {
@@ -250,7 +261,8 @@ func (e *Engine) generate(ctx context.Context, s *seq, fault func(said int) erro
 	}
 	s.created = len(s.prompt)/e.opts.BlockSize*e.opts.BlockSize - s.cached
 	m.admitted(s)
-	next := time.Now()
+	began = time.Now()
+	next := began
 	for first := true; ; first = false {
 		if err := fault(len(s.out)); err != nil {
 			return e.aborting(err, s, &st, emit)

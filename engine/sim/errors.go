@@ -55,7 +55,7 @@ func toAPIError(err error) *apiError {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, errQueueFull):
-		return &apiError{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableError", message: "Too many requests are waiting."}
+		return &apiError{status: http.StatusServiceUnavailable, kind: "Service Unavailable", message: "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."}
 	}
 	return &apiError{status: http.StatusInternalServerError, kind: "InternalServerError", message: err.Error()}
 }

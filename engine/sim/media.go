@@ -165,7 +165,8 @@ func (c *call) speech() {
 
 // images serves /v1/images/generations and /edits: one-coloured squares.
 func (c *call) images() {
-	prompt, n := "", 1
+	var prompt string
+	n := 1
 	if strings.HasSuffix(c.r.URL.Path, "/edits") {
 		f, err := c.form()
 		if err == nil {

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -41,7 +42,7 @@ func (c *call) messages() {
 	}
 	dst = appendString(append(dst, `],"model":`...), q.name)
 	reason, sequence := q.stopReason(s)
-	dst = appendString(append(dst, `,"stop_reason":`...), reason)
+	dst = appendOptional(append(dst, `,"stop_reason":`...), reason)
 	if sequence != "null" {
 		dst = append(append(dst, `,"stop_sequence":`...), sequence...)
 	}
@@ -123,17 +124,20 @@ func (c *call) finishMessages(q *chatRequest) *apiError {
 	if err := q.sampling.checkMax(c.e.opts.MaxModelLen, false); err != nil {
 		return err
 	}
-	return c.e.checkLength(&q.in, q.sampling, false)
+	return c.e.checkLength(&q.in, q.sampling, true)
 }
 
-// stopReason gives Anthropic's words for why an answer ended, and the stop sequence as JSON.
+// stopReason gives Anthropic's words for why an answer ended, "" for an abort, and the stop
+// sequence as JSON.
 func (q *chatRequest) stopReason(s *seq) (reason, sequence string) {
 	switch {
 	case s.finish == "length":
 		return "max_tokens", "null"
 	case s.finish == "abort":
-		return "abort", "null"
-	case s.stop != "null":
+		return "", "null"
+	case q.tool.Exists() && gjson.ValidBytes(s.text):
+		return "tool_use", "null"
+	case strings.HasPrefix(s.stop, `"`):
 		return "stop_sequence", s.stop
 	case q.tool.Exists():
 		return "tool_use", "null"
@@ -151,10 +155,13 @@ func (q *chatRequest) appendToolUse(dst []byte, s *seq, input string) []byte {
 	return append(append(append(dst, `,"input":`...), input...), '}')
 }
 
+// appendMessageUsage counts as Anthropic does: what was read from the cache and what was
+// written to it is not input.
 func appendMessageUsage(dst []byte, s *seq) []byte {
-	dst = appendInt(append(dst, `{"input_tokens":`...), len(s.prompt)-s.cached)
+	dst = appendInt(append(dst, `{"input_tokens":`...), len(s.prompt)-s.cached-s.created)
 	dst = appendInt(append(dst, `,"output_tokens":`...), len(s.out))
-	dst = append(dst, `,"cache_creation_input_tokens":0,"cache_read_input_tokens":`...)
+	dst = appendInt(append(dst, `,"cache_creation_input_tokens":`...), s.created)
+	dst = append(dst, `,"cache_read_input_tokens":`...)
 	return append(appendInt(dst, s.cached), '}')
 }
 
@@ -167,7 +174,7 @@ func (c *call) messagesStream(q *chatRequest, s *seq) {
 		dst = append(dst, `,"type":"message","role":"assistant","content":[],"model":`...)
 		dst = appendString(dst, q.name)
 		dst = append(dst, `,"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":`...)
-		dst = append(appendInt(dst, len(s.prompt)-s.cached), `,"output_tokens":0}}}`...)
+		dst = append(appendInt(dst, len(s.prompt)), `,"output_tokens":0}}}`...)
 		if err := out.send(dst); err != nil {
 			return err
 		}
@@ -207,7 +214,7 @@ func (c *call) messagesStream(q *chatRequest, s *seq) {
 	_ = out.send(append(out.event("content_block_stop"), `{"type":"content_block_stop","index":0}`...))
 	reason, sequence := q.stopReason(s)
 	dst := append(out.event("message_delta"), `{"type":"message_delta","delta":{"stop_reason":`...)
-	dst = appendString(dst, reason)
+	dst = appendOptional(dst, reason)
 	dst = append(append(append(dst, `,"stop_sequence":`...), sequence...), `},"usage":`...)
 	_ = out.send(append(appendMessageUsage(dst, s), '}'))
 	_ = out.send(append(out.event("message_stop"), `{"type":"message_stop"}`...))

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"strconv"
@@ -54,15 +55,17 @@ func (m *metrics) token(first bool, arrived, now time.Time) {
 	}
 }
 
-// done counts a request that has ended.
-func (m *metrics) done(s *seq, arrived time.Time, err error) {
-	took := time.Since(arrived).Seconds()
-	m.e2e.observe(took)
+// done counts a request that has ended; began is when its prompt was computed, or zero.
+func (m *metrics) done(s *seq, arrived, began time.Time, err error) {
+	now := time.Now()
+	m.e2e.observe(now.Sub(arrived).Seconds())
 	m.generationTokens.observe(float64(len(s.out)))
-	if n := len(s.out) - 1; n > 0 && err == nil {
-		m.itl.observeMany(took/float64(n), int64(n))
+	if n := len(s.out) - 1; n > 0 && !began.IsZero() {
+		m.itl.observeMany(now.Sub(began).Seconds()/float64(n), int64(n))
 	}
 	switch {
+	case errors.Is(err, errQueueFull):
+		m.rejected.Add(1)
 	case err != nil || s.finish == "abort":
 		m.finished[finishAbort].Add(1)
 	case s.finish == "length":

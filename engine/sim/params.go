@@ -34,8 +34,8 @@ func newParams(body gjson.Result) *params {
 
 // get finds a field; null counts as absent, and of several the last one counts.
 func (p *params) get(name string) (gjson.Result, bool) {
-	for i := len(p.names) - 1; i >= 0; i-- {
-		if p.names[i] == name {
+	for i, n := range slices.Backward(p.names) {
+		if n == name {
 			return p.values[i], p.values[i].Type != gjson.Null
 		}
 	}
@@ -61,11 +61,11 @@ func (p *params) int(name string) (int, bool) {
 	case gjson.False:
 		return 0, true
 	case gjson.Number:
-		if v.Num != math.Trunc(v.Num) || math.Abs(v.Num) > 1<<53 {
+		if v.Num != math.Trunc(v.Num) {
 			p.wrong("int_from_float", name, "Input should be a valid integer, got a number with a fractional part", v)
 			return 0, false
 		}
-		return int(v.Num), true
+		return int(v.Int()), true
 	case gjson.String:
 		if n, err := strconv.Atoi(strings.TrimSpace(v.Str)); err == nil {
 			return n, true

@@ -29,7 +29,7 @@ func (c *call) pool(name, lora string, inputs [][]int32, dims int) (*pooled, err
 	sp := &sampling{max: 1}
 	for _, ids := range inputs {
 		in := input{ids: ids, lora: lora}
-		if err := c.e.checkLength(&in, &sampling{max: 0}, false); err != nil {
+		if err := c.e.checkLength(&in, &sampling{max: 0}, true); err != nil {
 			return nil, err
 		}
 		if err := c.midway(0); err != nil {
@@ -48,7 +48,7 @@ func (c *call) pool(name, lora string, inputs [][]int32, dims int) (*pooled, err
 func (e *Engine) encodeOnly(c *call, s *seq) (err error) {
 	arrived := time.Now()
 	e.metrics.requests.Add(1)
-	defer func() { e.metrics.done(s, arrived, err) }()
+	defer func() { e.metrics.done(s, arrived, time.Time{}, err) }()
 	defer e.sched.stop(s)
 	if err := e.sched.start(c.context(), s); err != nil {
 		return err
@@ -95,9 +95,6 @@ func (c *call) poolRequest() (p *params, name, lora string, err *apiError) {
 		return nil, "", "", err
 	}
 	name, lora, err = c.model(p)
-	if err == nil {
-		err = p.bad.err()
-	}
 	return p, name, lora, err
 }
 

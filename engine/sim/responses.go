@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,10 +34,10 @@ func (c *call) responses() {
 		return
 	}
 	s := c.e.newSeq(&q.in, q.sampling, 0, q.answer)
-	v := &stored{}
+	v := &stored{id: q.id}
 	if q.keep {
 		v.update("in_progress", q.appendResponse(nil, s, "in_progress"))
-		c.e.store.put(q.id, v)
+		c.e.store.put(v)
 	}
 	switch {
 	case q.background:
@@ -63,6 +64,7 @@ func (c *call) responseRequest(p *params) (*responseRequest, *apiError) {
 	}
 	instructions, previous := p.string("instructions"), p.string("previous_response_id")
 	limit, limited := p.int("max_output_tokens")
+	salt := p.string("cache_salt")
 	background, keep := p.bool("background", false), p.bool("store", true)
 	sp, err := p.sampling()
 	if err != nil {
@@ -94,7 +96,7 @@ func (c *call) responseRequest(p *params) (*responseRequest, *apiError) {
 	} else if err := c.inputItems(q, in); err != nil {
 		return nil, err
 	}
-	q.in.ids, q.in.salt = c.e.template(q.talk, true, false), p.string("cache_salt")
+	q.in.ids, q.in.salt = c.e.template(q.talk, true, false), salt
 	text, _ := p.get("text")
 	return q, c.finishRequest(&q.chatRequest, text.Get("format"))
 }
@@ -138,7 +140,7 @@ func (q *responseRequest) finishResponse(s *seq, v *stored) []byte {
 	status := q.status(s)
 	body := q.appendResponse(nil, s, status)
 	v.mu.Lock()
-	v.talk = append(q.talk[:len(q.talk):len(q.talk)], message{"assistant", string(s.text)})
+	v.talk = append(slices.Clip(q.talk), message{"assistant", string(s.text)})
 	v.mu.Unlock()
 	v.update(status, body)
 	return body
@@ -173,9 +175,10 @@ func (c *call) respondLater(q *responseRequest, s *seq, v *stored) {
 func (c *call) responseStream(q *responseRequest, s *seq, v *stored) {
 	out := c.begin()
 	n := 0
-	send := func(name string, fields func(dst []byte) []byte) error {
+	send := func(name string, fields func(dst []byte) []byte, more ...byte) error {
 		dst := fields(append(out.event(name), '{'))
 		dst = appendInt(append(dst, `,"sequence_number":`...), n)
+		dst = append(dst, more...)
 		n++
 		return out.send(append(append(append(dst, `,"type":"`...), name...), `"}`...))
 	}
@@ -225,8 +228,8 @@ func (c *call) responseStream(q *responseRequest, s *seq, v *stored) {
 	}
 	body := q.finishResponse(s, v)
 	_ = send("response.output_text.done", func(dst []byte) []byte {
-		return appendString(append(at(dst), `,"logprobs":[],"output_index":0,"text":`...), s.text)
-	})
+		return append(at(dst), `,"logprobs":[],"output_index":0`...)
+	}, appendString([]byte(`,"text":`), s.text)...)
 	_ = send("response.content_part.done", func(dst []byte) []byte {
 		return appendPart(append(at(dst), `,"output_index":0,"part":`...), s.text)
 	})

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -137,11 +138,12 @@ func (e *Engine) serveRoute(rt *route) http.HandlerFunc {
 // authorized checks the API key where vLLM does.
 func (c *call) authorized() bool {
 	key := c.e.opts.APIKey
-	if key == "" || !strings.HasPrefix(c.r.URL.Path, "/v1") && !strings.HasPrefix(c.r.URL.Path, "/v2") {
+	guarded := func(prefix string) bool { return strings.HasPrefix(c.r.URL.Path, prefix) }
+	if key == "" || !slices.ContainsFunc([]string{"/v1", "/v2", "/inference"}, guarded) {
 		return true
 	}
-	got, ok := strings.CutPrefix(c.r.Header.Get("Authorization"), "Bearer ")
-	return ok && subtle.ConstantTimeCompare([]byte(got), []byte(key)) == 1
+	scheme, got, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
+	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare([]byte(got), []byte(key)) == 1
 }
 
 // read takes in the body, so that the server notices from then on when the client goes.
@@ -154,13 +156,11 @@ func (c *call) read() *apiError {
 		return errTooLarge()
 	}
 	body := http.MaxBytesReader(c.w, c.r.Body, limit)
-	var b strings.Builder
-	if n := c.r.ContentLength; n > 0 {
-		b.Grow(int(min(n, 1<<20))) // what a client only promises costs no more than this
-	}
+	// What a client only promises costs no more than a megabyte.
+	b := bytes.NewBuffer(make([]byte, 0, bytes.MinRead+max(0, min(c.r.ContentLength, 1<<20))))
 	rc := http.NewResponseController(c.w)
 	_ = rc.SetReadDeadline(time.Now().Add(readBodyTimeout)) // where there is a connection
-	_, err := io.Copy(&b, body)
+	_, err := b.ReadFrom(body)
 	_ = rc.SetReadDeadline(time.Time{})
 	var big *http.MaxBytesError
 	switch {
@@ -315,6 +315,9 @@ func (s *stream) end(err error) {
 // what the answer calls it.
 func (c *call) model(p *params) (name, lora string, err *apiError) {
 	want := p.string("model")
+	if err := p.bad.err(); err != nil {
+		return "", "", err
+	}
 	base := c.e.opts.Model
 	if want == "" || want == base || slices.Contains(c.e.opts.Aliases, want) {
 		return base, "", nil

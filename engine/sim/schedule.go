@@ -43,6 +43,7 @@ type waiter struct {
 // start waits for s's turn and prefills it. Afterwards s runs until stop.
 func (q *scheduler) start(ctx context.Context, s *seq) error {
 	w := &waiter{s: s, ready: make(chan struct{})}
+	arrived := time.Now()
 	q.mu.Lock()
 	again := len(s.out) > 0
 	if !again && q.queue.Len() >= q.maxQueue {
@@ -66,6 +67,7 @@ func (q *scheduler) start(ctx context.Context, s *seq) error {
 	}
 	if !again {
 		s.cached = w.found
+		q.metrics.queue.observe(time.Since(arrived).Seconds())
 	}
 	return q.prefill(ctx, s, s.kv.tokens-w.found)
 }

@@ -6,7 +6,10 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-const maxSchemaDepth = 8
+const (
+	maxSchemaDepth = 8
+	maxSample      = 64 << 10 // bytes, about
+)
 
 // answerSchema is the schema that an answer must have: a tool's parameters or a
 // response_format's. It does not exist for free text.
@@ -34,7 +37,7 @@ func answerSchema(tool, format gjson.Result) gjson.Result {
 func appendSample(dst []byte, schema gjson.Result, rnd *uint64, depth int) []byte {
 	*rnd = chain(*rnd, 1)
 	r := scramble(*rnd)
-	if depth > maxSchemaDepth {
+	if depth > maxSchemaDepth || len(dst) > maxSample {
 		return append(dst, "null"...)
 	}
 	if v := schema.Get("const"); v.Exists() {

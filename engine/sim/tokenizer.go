@@ -56,8 +56,8 @@ func newTokenizer() *tokenizer {
 	for _, w := range words {
 		add(" " + strings.ToUpper(w[:1]) + w[1:])
 	}
-	for _, role := range strings.Fields("system user assistant tool developer") {
-		add(role)
+	for _, w := range append(words, "system", "user", "assistant", "tool", "developer") {
+		add(w) // as code has them, and role names
 	}
 	return t
 }
@@ -73,6 +73,7 @@ func (t *tokenizer) isWord(id int32) bool { return id >= firstWord && id < first
 
 // encode appends the ids of s, at most limit of them in all, and so costs no more than that.
 func (t *tokenizer) encode(dst []int32, s string, limit int) []int32 {
+	dst = slices.Grow(dst, max(0, min(limit-len(dst), len(s)/4+4)))
 	for i := 0; i < len(s) && len(dst) < limit; {
 		j := i + 1
 		switch c := s[i]; {

@@ -27,7 +27,7 @@ func benchServers(chunks [][]byte) []server {
 	}
 	never := make(signal)
 	fields := []byte("Content-Type: application/json\r\n")
-	fast := handlerFunc(func(r *Request, c proxy.Client) error {
+	fast := handlerFunc(func(_ *Request, c proxy.Client) error {
 		if !c.Watch(never) {
 			return io.ErrClosedPipe
 		}

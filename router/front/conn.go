@@ -19,7 +19,7 @@ var (
 	errTwice   = errors.New("front: answer begun twice")
 )
 
-// States of a connection. Shutdown may take an idle one away, never an active one.
+// States of a connection. Shutdown wakes an idle one to its end, and leaves an active one alone.
 const (
 	stateIdle int32 = iota
 	stateActive
@@ -112,7 +112,13 @@ func (c *conn) await(d time.Duration) bool {
 	if c.s.draining.Load() {
 		return false
 	}
-	return c.fill() == nil && c.state.CompareAndSwap(stateIdle, stateActive)
+	if c.fill() != nil {
+		return false
+	}
+	if !c.state.CompareAndSwap(stateIdle, stateActive) {
+		c.readBy = time.Time{} // Shutdown came with the request: it is served, with new deadlines
+	}
+	return true
 }
 
 // readHead reads until the scanner has made up its mind.
@@ -121,14 +127,15 @@ func (c *conn) readHead() verdict {
 	c.req.Received = time.Now()
 	armed := false
 	for {
-		switch v := c.scan(); {
-		case v == verdictOther:
-			return v
-		case v == verdictFast:
+		switch v := c.scan(); v {
+		case verdictMore:
+		case verdictFast:
 			h := &c.head
 			if int64(h.size) > set.header || h.length > set.body || !c.s.accepts(h.method, h.path) {
 				return verdictOther
 			}
+			return v
+		default:
 			return v
 		}
 		if c.w == len(c.in.b) {
@@ -200,7 +207,7 @@ func (c *conn) call() (err error) {
 		if v := recover(); v != nil {
 			err = errPanic
 			c.s.panics.Add(1)
-			if v != http.ErrAbortHandler {
+			if e, ok := v.(error); !ok || !errors.Is(e, http.ErrAbortHandler) {
 				c.s.log.Error("handler panicked", "panic", v, "client", c.remote, "stack", string(debug.Stack()))
 			}
 		}

@@ -37,83 +37,94 @@ func TestLeavingClientCancels(t *testing.T) {
 			return errors.Join(c.Head(200, nil, -1), c.Write([]byte("data: 1\n\n")))
 		}},
 	}
-	eachWatcher(t, func(t *testing.T, prepare func(*Server)) {
-		for _, phase := range phases {
-			for _, l := range leaves {
-				t.Run(phase.name+" by "+l.name, func(t *testing.T) {
-					running, cancelled := make(chan struct{}), make(chan struct{})
-					s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
-						if string(r.Path) == "/first" {
-							return echo(r, c)
-						}
-						gone := make(signal)
-						if !c.Watch(gone) {
-							return errors.New("gone too early")
-						}
-						if err := phase.begin(c); err != nil {
-							return err
-						}
-						close(running)
-						<-gone
-						c.Unwatch()
-						if c.Watch(make(signal)) {
-							t.Error("gone is not for ever")
-						}
-						close(cancelled)
-						return nil
-					})}, prepare)
-					p := s.dial()
-					p.send(post("/first", "x"))
-					_, _ = p.answer()
-					p.send(post("/", "x"))
-					wait(t, running)
-					l.leave(t, p)
-					wait(t, cancelled)
-				})
+	for _, w := range watchers {
+		t.Run(w.name, func(t *testing.T) {
+			for _, phase := range phases {
+				for _, l := range leaves {
+					t.Run(phase.name+" by "+l.name, func(t *testing.T) {
+						running, cancelled := make(chan struct{}), make(chan struct{})
+						s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
+							if string(r.Path) == "/first" {
+								return echo(r, c)
+							}
+							gone := make(signal)
+							if !c.Watch(gone) {
+								return errors.New("gone too early")
+							}
+							if err := phase.begin(c); err != nil {
+								return err
+							}
+							close(running)
+							<-gone
+							c.Unwatch()
+							if c.Watch(make(signal)) {
+								t.Error("gone is not for ever")
+							}
+							close(cancelled)
+							return nil
+						})}, w.prepare)
+						p := s.dial()
+						p.send(post("/first", "x"))
+						_, _ = p.answer()
+						p.send(post("/", "x"))
+						wait(t, running)
+						l.leave(t, p)
+						wait(t, cancelled)
+					})
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 func TestClientThatLeftBeforeWatchIsNoticed(t *testing.T) {
-	eachWatcher(t, func(t *testing.T, prepare func(*Server)) {
-		left, cancelled := make(chan struct{}), make(chan struct{})
-		s := start(t, Options{Handler: handlerFunc(func(_ *Request, c proxy.Client) error {
-			<-left
-			if gone := make(signal); c.Watch(gone) {
-				<-gone
-			}
-			close(cancelled)
-			return nil
-		})}, prepare)
-		p := s.dial()
-		p.send(post("/", "x"))
-		require.NoError(t, p.Close())
-		close(left)
-		wait(t, cancelled)
-	})
+	for _, w := range watchers {
+		t.Run(w.name, func(t *testing.T) {
+			left, cancelled := make(chan struct{}), make(chan struct{})
+			s := start(t, Options{Handler: handlerFunc(func(_ *Request, c proxy.Client) error {
+				<-left
+				if gone := make(signal); c.Watch(gone) {
+					<-gone
+				}
+				close(cancelled)
+				return nil
+			})}, w.prepare)
+			p := s.dial()
+			p.send(post("/", "x"))
+			require.NoError(t, p.Close())
+			close(left)
+			wait(t, cancelled)
+		})
+	}
 }
 
 func TestClientThatStaysIsNotCancelled(t *testing.T) {
-	eachWatcher(t, func(t *testing.T, prepare func(*Server)) {
-		var cancelled atomic.Int64
-		s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
-			if !c.Watch(counter{&cancelled}) {
-				return errors.New("gone")
+	for _, w := range watchers {
+		t.Run(w.name, func(t *testing.T) {
+			var cancelled atomic.Int64
+			s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
+				if string(r.Path) == "/last" { // its answer may be read, and the client gone, before an Unwatch
+					return echo(r, c)
+				}
+				if !c.Watch(counter{&cancelled}) {
+					return errors.New("gone")
+				}
+				defer c.Unwatch()
+				return echo(r, c)
+			})}, w.prepare)
+			p := s.dial()
+			for range 200 {
+				p.send(post("/", "hello"))
+				_, body := p.answer()
+				require.Equal(t, "hello", body)
 			}
-			defer c.Unwatch()
-			return echo(r, c)
-		})}, prepare)
-		p := s.dial()
-		for range 200 {
-			p.send(post("/", "hello"))
-			_, body := p.answer()
-			require.Equal(t, "hello", body)
-		}
-		require.NoError(t, p.Close())
-		require.Eventually(t, func() bool { return s.open.Load() == 0 }, patience, time.Millisecond)
-		require.Zero(t, cancelled.Load())
-	})
+			p.send(post("/last", ""))
+			_, _ = p.answer()
+			require.NoError(t, p.Close())
+			require.Eventually(t, func() bool { return s.open.Load() == 0 }, patience, time.Millisecond)
+			require.Zero(t, cancelled.Load())
+		})
+	}
 }
 
 // counter is a Canceler that counts.
@@ -136,37 +147,39 @@ func (g *guard) Cancel() {
 }
 
 func TestCancelNeverRunsAfterUnwatch(t *testing.T) {
-	eachWatcher(t, func(t *testing.T, prepare func(*Server)) {
-		var served, twice atomic.Int64
-		s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
-			for range 50 {
-				g := &guard{}
-				if !c.Watch(g) {
-					break
+	for _, w := range watchers {
+		t.Run(w.name, func(t *testing.T) {
+			var served, twice atomic.Int64
+			s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
+				for range 50 {
+					g := &guard{}
+					if !c.Watch(g) {
+						break
+					}
+					c.Unwatch()
+					if g.over = true; g.cancelled > 1 {
+						twice.Add(1)
+					}
 				}
-				c.Unwatch()
-				if g.over = true; g.cancelled > 1 {
-					twice.Add(1)
+				served.Add(1)
+				return echo(r, c)
+			})}, w.prepare)
+			const clients = 300
+			for i := range clients {
+				p := s.dial()
+				p.send(post("/", "x"))
+				if i%2 == 0 {
+					require.NoError(t, p.SetLinger(0))
 				}
+				require.NoError(t, p.Close())
 			}
-			served.Add(1)
-			return echo(r, c)
-		})}, prepare)
-		const clients = 300
-		for i := range clients {
-			p := s.dial()
-			p.send(post("/", "x"))
-			if i%2 == 0 {
-				require.NoError(t, p.SetLinger(0))
-			}
-			require.NoError(t, p.Close())
-		}
-		// A reset may overtake the request, so that not all are served.
-		require.Eventually(t, func() bool { return s.open.Load() == 0 }, patience, time.Millisecond)
-		require.NotZero(t, served.Load())
-		require.Zero(t, twice.Load())
-		require.Zero(t, s.panics.Load())
-	})
+			// A reset may overtake the request, so that not all are served.
+			require.Eventually(t, func() bool { return s.open.Load() == 0 }, patience, time.Millisecond)
+			require.NotZero(t, served.Load())
+			require.Zero(t, twice.Load())
+			require.Zero(t, s.panics.Load())
+		})
+	}
 }
 
 // Descriptors are used again at once; an event of the last owner must not hit the next one.

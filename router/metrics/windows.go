@@ -28,7 +28,7 @@ type windows struct {
 	mu      sync.Mutex
 	samples map[string][]sample // by endpoint, oldest first, at most maxSamples
 
-	inFlight, waiting, up                                  *prometheus.Desc
+	inFlight, waiting                                      *prometheus.Desc
 	healthy, running, queued, qps, latency, prefill, decod *prometheus.Desc
 	itl, length, swapped, kvRate, kvHits, kvQueries        *prometheus.Desc
 }
@@ -53,7 +53,6 @@ func newWindows(s *Set) *windows {
 		set: s, loads: func() []Load { return nil }, now: time.Now, samples: map[string][]sample{},
 		inFlight:  own("mobula_router_inflight_requests", "Requests sent to an endpoint and not ended."),
 		waiting:   own("mobula_router_waiting_requests", "Requests sent to an endpoint without a first byte yet."),
-		up:        own("mobula_router_endpoint_serving", "1 while requests may go to an endpoint."),
 		healthy:   d("vllm:healthy_pods_total", "1 while an endpoint serves, 0 while it does not"+same),
 		running:   d("vllm:num_requests_running", "Requests in flight at an endpoint, by the router's count"+same),
 		queued:    d("vllm:num_requests_waiting", "Requests that wait in the engine's queue, by its own count"+same),
@@ -76,7 +75,7 @@ func (s *Set) Loads(f func() []Load) { s.windows.loads = f }
 // Describe implements prometheus.Collector.
 func (w *windows) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		w.inFlight, w.waiting, w.up, w.healthy, w.running, w.queued, w.qps, w.latency,
+		w.inFlight, w.waiting, w.healthy, w.running, w.queued, w.qps, w.latency,
 		w.prefill, w.decod, w.itl, w.length, w.swapped, w.kvRate, w.kvHits, w.kvQueries,
 	} {
 		ch <- d
@@ -99,7 +98,6 @@ func (w *windows) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(w.inFlight, float64(l.InFlight))
 		gauge(w.waiting, float64(l.Waiting))
-		gauge(w.up, serving)
 		gauge(w.healthy, serving)
 		gauge(w.running, float64(l.InFlight))
 		gauge(w.queued, l.Queued)

@@ -31,7 +31,7 @@ type cost struct {
 }
 
 const (
-	equal      = 0.0001 // s; costs that differ less are the same (facts/cost.md)
+	equal      = 0.0001 // s; costs that differ less are the same (docs/performance.md)
 	plainPrior = 2.5    // s that a plain answer takes, before any was seen
 	plainGain  = 0.1    // weight of the latest
 	plainLate  = 4      // a plain answer that takes so many times the mean is late
@@ -61,7 +61,7 @@ func (p *cost) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 		least = min(least, c)
 	}
 	var buf [usualDepth]place
-	k := rank(r.Depth, buf[:])
+	ranked := buf[:0]
 	best, oldest := 0, uint64(math.MaxUint64)
 	for i, c := range p.costs {
 		turn := nodes[i].load.turn
@@ -71,7 +71,7 @@ func (p *cost) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 				best, oldest = i, turn
 			}
 		}
-		k.add(place{c, turn, g.Endpoints[i]})
+		ranked = rank(ranked, r.Depth, place{c, turn, g.Endpoints[i]})
 	}
 	reason := "load"
 	if holding(view, nodes[best]).Blocks > 0 {
@@ -85,7 +85,7 @@ func (p *cost) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 			s.Hit = float64(cached(r, int(holding(view, nodes[i]).Blocks))) / float64(r.Tokens)
 		}
 	}
-	return k.appendTo(dst)
+	return appendRanked(dst, ranked)
 }
 
 // holding is what n holds; view is nil for a prompt without blocks.

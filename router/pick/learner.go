@@ -1,5 +1,7 @@
 package pick
 
+import "math"
+
 // learner fits the seconds that an engine needs for a prompt until its first token:
 //
 //	seconds = a + b·uncached tokens + c·active requests
@@ -14,9 +16,9 @@ type learner struct {
 }
 
 const (
-	forget   = 0.995 // weight of the past at each sample (facts/cost.md)
-	priorA   = 0.020 // s (facts/cost.md)
-	priorB   = 0.100 // s per 1,000 tokens (facts/cost.md)
+	forget   = 0.995 // weight of the past at each sample (docs/performance.md)
+	priorA   = 0.020 // s (docs/performance.md)
+	priorB   = 0.100 // s per 1,000 tokens (docs/performance.md)
 	priorP   = 0.05  // the prior counts as some 20 samples of noise: a few real ones outweigh it
 	maxP     = 1     // without variety in the samples forgetting would let p grow without end
 	outlier  = 8     // a sample beyond this many times what was expected counts as that: a stall, not a rate
@@ -63,16 +65,21 @@ func (l *learner) learn(uncached, active, seconds float64) {
 		}
 		xpx += x[i] * px[i]
 	}
-	f := forget
-	if l.p[0][0] > maxP || l.p[1][1] > maxP || l.p[2][2] > maxP {
-		f = 1
-	}
 	lo, hi := bounds()
 	for i := range px {
-		gain := px[i] / (f + xpx)
+		gain := px[i] / (forget + xpx)
 		l.theta[i] = min(max(l.theta[i]+gain*(seconds-expected), lo[i]), hi[i])
 		for j := range px {
-			l.p[i][j] = (l.p[i][j] - gain*px[j]) / f
+			l.p[i][j] = (l.p[i][j] - gain*px[j]) / forget
+		}
+	}
+	for i := range px {
+		if over := l.p[i][i] / maxP; over > 1 { // scaled from both sides, p stays a covariance
+			scale := 1 / math.Sqrt(over)
+			for j := range px {
+				l.p[i][j] *= scale
+				l.p[j][i] *= scale
+			}
 		}
 	}
 }

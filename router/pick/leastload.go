@@ -11,11 +11,11 @@ func (leastLoad) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 
 func byLoad(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	var buf [usualDepth]place
-	k := rank(r.Depth, buf[:])
+	ranked := buf[:0]
 	for i, e := range g.Endpoints {
-		k.add(place{float64(e.Live.InFlight.Load()), mix(r.Rand + uint64(i)), e})
+		ranked = rank(ranked, r.Depth, place{float64(e.Live.InFlight.Load()), mix(r.Rand + uint64(i)), e})
 	}
-	return k.appendTo(dst)
+	return appendRanked(dst, ranked)
 }
 
 // Needs nothing.

@@ -29,12 +29,12 @@ type load struct {
 }
 
 const (
-	loadSpan  = 10 * time.Second // of arrivals and service (facts/cost.md)
-	speedSpan = 30 * time.Second // in which speed is drawn to 1 (facts/cost.md)
+	loadSpan  = 10 * time.Second // of arrivals and service (docs/performance.md)
+	speedSpan = 30 * time.Second // in which speed is drawn to 1 (docs/performance.md)
 	speedGain = 0.1              // weight of the latest sample
 	speedMin  = 0.25
 	speedMax  = 8.0
-	maxRho    = 0.95 // utilisation above which a queue's length says no more (facts/cost.md)
+	maxRho    = 0.95 // utilisation above which a queue's length says no more (docs/performance.md)
 
 	// A refusal makes its engine dearer for a second or so, twice as much each time in a row:
 	// one that refuses at once would else look idle and draw everything. Health ejects it for

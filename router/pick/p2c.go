@@ -7,7 +7,6 @@ type p2c struct{}
 // turn from a random one.
 func (p2c) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	explain(r, g, "p2c", "load")
-	depth := max(1, r.Depth)
 	from, n := len(dst), len(g.Endpoints)
 	i := below(mix(r.Rand), n)
 	a := g.Endpoints[i]
@@ -19,10 +18,10 @@ func (p2c) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 		a, b = b, a
 	}
 	dst = append(dst, a)
-	if depth == 1 {
+	if r.Depth <= 1 {
 		return dst
 	}
-	return circle(append(dst, b), from, g, below(mix(r.Rand+2), n), depth)
+	return circle(append(dst, b), from, g, below(mix(r.Rand+2), n), r.Depth)
 }
 
 func lighter(a, b *Endpoint) bool {

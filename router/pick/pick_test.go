@@ -43,12 +43,9 @@ func ids(list []*Endpoint) (s []string) {
 	return s
 }
 
+// text is the blocks of a text of n blocks that repeats a word.
 func text(n int, word string) []uint64 {
-	b := make([]byte, 0, n*BlockBytes)
-	for len(b) < n*BlockBytes {
-		b = append(b, word...)
-	}
-	return kv.Blocks(nil, 1, BlockBytes, b)
+	return kv.Blocks(nil, kv.Seed(word), 1, make([]byte, n))
 }
 
 func mustNew(t require.TestingT, name string) Policy {
@@ -207,6 +204,7 @@ func BenchmarkPolicy(b *testing.B) {
 }
 
 func benchmarkPolicy(b *testing.B, name string, engines, blocks int, unique bool) {
+	b.Helper()
 	p, err := New(Options{Name: name})
 	require.NoError(b, err)
 	var list []*Endpoint

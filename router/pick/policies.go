@@ -65,33 +65,25 @@ type place struct {
 
 func (p place) before(q place) bool { return p.cost < q.cost || p.cost == q.cost && p.tie < q.tie }
 
-// ranking keeps the best few of the endpoints that it is shown, best first.
-type ranking struct {
-	depth  int
-	places []place
-}
-
-// rank starts a ranking of up to depth endpoints. places is memory for a usual depth.
-func rank(depth int, places []place) ranking {
-	return ranking{depth: max(1, depth), places: places[:0]}
-}
-
-func (k *ranking) add(p place) {
-	n := len(k.places)
-	if n < k.depth {
-		k.places = append(k.places, p)
-	} else if n--; !p.before(k.places[n]) {
-		return
+// rank puts p among the best depth places, best first, or leaves it out. The result has the
+// memory of places unless that is too small; a ranking in a struct would escape to the heap.
+func rank(places []place, depth int, p place) []place {
+	n := len(places)
+	if n < max(1, depth) {
+		places = append(places, p)
+	} else if n--; !p.before(places[n]) {
+		return places
 	}
-	for ; n > 0 && p.before(k.places[n-1]); n-- {
-		k.places[n] = k.places[n-1]
+	for ; n > 0 && p.before(places[n-1]); n-- {
+		places[n] = places[n-1]
 	}
-	k.places[n] = p
+	places[n] = p
+	return places
 }
 
-func (k *ranking) appendTo(dst []*Endpoint) []*Endpoint {
-	for i := range k.places {
-		dst = append(dst, k.places[i].endpoint)
+func appendRanked(dst []*Endpoint, places []place) []*Endpoint {
+	for i := range places {
+		dst = append(dst, places[i].endpoint)
 	}
 	return dst
 }
@@ -102,6 +94,7 @@ const usualDepth = 8
 // circle appends up to depth endpoints of g in turn from the one at start, leaving out those
 // that dst[from:] has already.
 func circle(dst []*Endpoint, from int, g *Group, start, depth int) []*Endpoint {
+	depth = max(1, depth)
 	first := dst[from:]
 	n := len(g.Endpoints)
 	for i := 0; i < n && len(dst)-from < depth; i++ {
@@ -146,7 +139,7 @@ type bounded struct{ factor float64 }
 
 // slack is how many requests more than the mean an engine may always have. At a mean of one
 // or two, chance alone goes beyond any factor, and a factor alone loses a third of the prefix
-// hits (facts: bounded load of 1.25 gave .59 of .87).
+// hits (HAProxy with 1.25 got .59 of .87).
 const slack = 4
 
 // limit is the number of requests in flight from which on an engine of g is passed over.

@@ -33,7 +33,7 @@ func (p *prefix) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	nodes := p.engines.of(g)
 	view := p.engines.match(r)
 	var buf [usualDepth]place
-	k := rank(r.Depth, buf[:])
+	ranked := buf[:0]
 	reason := "load"
 	for i, e := range g.Endpoints {
 		load := e.Live.InFlight.Load()
@@ -42,8 +42,8 @@ func (p *prefix) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 		if load >= limit {
 			at.cost += math.MaxInt32
 		}
-		k.add(at)
-		if k.places[0].endpoint == e {
+		ranked = rank(ranked, r.Depth, at)
+		if ranked[0].endpoint == e {
 			reason = "load"
 			if held > 0 {
 				reason = "prefix"
@@ -58,7 +58,7 @@ func (p *prefix) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 			s.Cost = float64(loadBlocks*s.Load - int64(view[nodes[i].slot].Blocks)) // blocks
 		}
 	}
-	return k.appendTo(dst)
+	return appendRanked(dst, ranked)
 }
 
 // Sent notes the prompt's blocks.

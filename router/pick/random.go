@@ -8,7 +8,7 @@ func (random) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	explain(r, g, "random", "random")
 	from := len(dst)
 	dst = append(dst, g.Endpoints[below(mix(r.Rand), len(g.Endpoints))])
-	return circle(dst, from, g, below(mix(r.Rand+1), len(g.Endpoints)), max(1, r.Depth))
+	return circle(dst, from, g, below(mix(r.Rand+1), len(g.Endpoints)), r.Depth)
 }
 
 // Needs nothing.

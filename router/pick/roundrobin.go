@@ -1,51 +1,29 @@
 package pick
 
-import (
-	"maps"
-	"sync"
-	"sync/atomic"
-)
+import "sync"
 
 // roundRobin takes the endpoints of each model in turn.
 type roundRobin struct {
-	turns atomic.Pointer[map[string]*atomic.Uint64] // by model; replaced, never changed
-	mu    sync.Mutex                                // held to replace turns
+	mu    sync.Mutex
+	turns map[string]uint64 // by model; its next endpoint
 }
 
 // maxTurns bounds the models with a turn of their own; LoRAs come and go.
 const maxTurns = 4096
 
-func newRoundRobin() *roundRobin {
-	p := &roundRobin{}
-	p.turns.Store(&map[string]*atomic.Uint64{})
-	return p
-}
+func newRoundRobin() *roundRobin { return &roundRobin{turns: map[string]uint64{}} }
 
 // Order starts with the model's next endpoint; each model has a turn of its own.
 func (p *roundRobin) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	explain(r, g, "roundrobin", "turn")
-	n := p.turn(g.Model).Add(1) - 1
-	return circle(dst, len(dst), g, int(n%uint64(len(g.Endpoints))), max(1, r.Depth))
-}
-
-func (p *roundRobin) turn(model string) *atomic.Uint64 {
-	if t := (*p.turns.Load())[model]; t != nil {
-		return t
-	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := *p.turns.Load()
-	if t := old[model]; t != nil {
-		return t
+	n, known := p.turns[g.Model]
+	if !known && len(p.turns) >= maxTurns {
+		clear(p.turns) // all start over
 	}
-	turns := map[string]*atomic.Uint64{}
-	if len(old) < maxTurns { // else all start over
-		maps.Copy(turns, old)
-	}
-	t := new(atomic.Uint64)
-	turns[model] = t
-	p.turns.Store(&turns)
-	return t
+	p.turns[g.Model] = n + 1
+	p.mu.Unlock()
+	return circle(dst, len(dst), g, int(n%uint64(len(g.Endpoints))), r.Depth)
 }
 
 // Needs nothing.

@@ -17,7 +17,7 @@ func (p session) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	limit := p.limit(g)
 	hash := xxhash.Sum64String(r.Session)
 	var buf [usualDepth]place
-	k := rank(r.Depth, buf[:])
+	ranked := buf[:0]
 	home, highest := false, uint64(0) // whether the endpoint that the hash says is below its bound
 	for _, e := range g.Endpoints {
 		weight := mix(hash ^ mix(e.Hash))
@@ -29,14 +29,14 @@ func (p session) Order(r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 		if weight >= highest {
 			home, highest = load < limit, weight
 		}
-		k.add(at)
+		ranked = rank(ranked, r.Depth, at)
 	}
 	reason := "session"
 	if !home {
 		reason = "overload"
 	}
 	explain(r, g, "session", reason)
-	return k.appendTo(dst)
+	return appendRanked(dst, ranked)
 }
 
 // Needs sessions.

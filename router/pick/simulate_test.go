@@ -3,6 +3,7 @@ package pick
 import (
 	"container/heap"
 	"container/list"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -26,19 +27,25 @@ const (
 	simToken    = 4   // bytes
 )
 
+// simFault is what goes wrong with an engine.
+type simFault struct {
+	after   time.Duration // it takes requests and fails them after so long
+	restart bool          // it loses its cache
+}
+
 // simEngine computes one prompt after the other; answers are generated beside them.
 type simEngine struct {
-	endpoint  *Endpoint
-	slowness  float64
-	free      time.Duration // when its prefill is idle
-	capacity  int           // blocks, 0 for no limit
-	blocks    map[uint64]*list.Element
-	order     *list.List // most recent first
-	requests  int
-	prompt    int
-	cached    int
-	refuses   bool
-	restartAt time.Duration
+	endpoint *Endpoint
+	slowness float64
+	free     time.Duration // when its prefill is idle
+	capacity int           // blocks, 0 for no limit
+	blocks   map[uint64]*list.Element
+	order    *list.List // most recent first
+	requests int
+	prompt   int
+	cached   int
+	fault    simFault
+	from, to time.Duration // of the fault
 }
 
 func (e *simEngine) lookup(blocks []uint64) (n int) {
@@ -195,9 +202,9 @@ func (s *sim) attempt(r *Request, order []*Endpoint, blocks []uint64, start time
 			o.Done(t, out)
 		}
 	}
-	if e.refuses {
-		s.after(time.Millisecond, func() {
-			s.retries++
+	if wait := e.fault.after; wait > 0 && s.now >= e.from && s.now < e.to {
+		s.retries++
+		s.after(wait, func() {
 			end(Outcome{Cached: -1, Refused: true})
 			r.Now = s.now
 			s.attempt(r, order[1:], blocks, start, output, done)
@@ -206,10 +213,10 @@ func (s *sim) attempt(r *Request, order []*Endpoint, blocks []uint64, start time
 	}
 	// the prompt waits for its turn, then finds what is cached by then
 	begin := max(s.now, e.free)
-	if e.restartAt > 0 && begin >= e.restartAt {
+	if e.fault.restart && begin >= e.from {
 		clear(e.blocks)
 		e.order.Init()
-		e.restartAt = 0
+		e.fault.restart = false
 	}
 	hit := e.lookup(blocks)
 	e.insert(blocks)
@@ -243,12 +250,10 @@ func (s *sim) attempt(r *Request, order []*Endpoint, blocks []uint64, start time
 
 // words makes n tokens of text.
 func words(seed uint64, n int) []byte {
-	r := rand.New(rand.NewPCG(seed, 7))
-	b := make([]byte, 0, simToken*n)
-	for range n {
-		x := r.Uint32()
-		b = append(b, 'a'+byte(x%26), 'a'+byte(x>>8%26), 'a'+byte(x>>16%26), ' ')
-	}
+	b := make([]byte, simToken*n)
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	_, _ = rand.NewChaCha8(key).Read(b) // never fails
 	return b
 }
 
@@ -330,7 +335,7 @@ func (s *sim) result() (r simResult) {
 	return simResult{float64(cached) / float64(max(1, prompt)), float64(most) / float64(requests), sum / time.Duration(n), s.ttft[n*99/100]}
 }
 
-func simulate(t testing.TB, policy string, c simConfig) simResult {
+func simulate(t *testing.T, policy string, c simConfig) simResult {
 	t.Helper()
 	p, err := New(Options{Name: policy})
 	require.NoError(t, err)
@@ -341,7 +346,7 @@ func simulate(t testing.TB, policy string, c simConfig) simResult {
 }
 
 // bound is the hit rate of one engine with an endless cache and no need of time.
-func bound(t testing.TB, c simConfig) float64 {
+func bound(t *testing.T, c simConfig) float64 {
 	t.Helper()
 	c.engines, c.capacity, c.slow, c.instant = 1, 0, 0, true
 	return simulate(t, "random", c).hit
@@ -352,7 +357,7 @@ var _ heap.Interface = (*events)(nil)
 func qa() simConfig {
 	return simConfig{
 		engines: 4, capacity: 64_000, users: 48, rounds: 6, system: 1000, history: 3000, question: 20, output: 40,
-		rate: 16, total: 2000, warm: 300, usage: true,
+		rate: 16, total: 1500, warm: 300, usage: true,
 	}
 }
 
@@ -364,7 +369,7 @@ func change(c simConfig, f func(*simConfig)) simConfig {
 func mixes() []simMix {
 	applications := simConfig{
 		engines: 4, capacity: 64_000, users: 48, rounds: 1, system: 3000, groups: 24, question: 150, output: 40,
-		rate: 30, total: 2000, warm: 200, usage: true,
+		rate: 30, total: 1500, warm: 200, usage: true,
 	}
 	return []simMix{
 		{"multi-round QA", change(qa(), func(c *simConfig) { c.sessions = true }), 1.9, 0.98},

@@ -3,6 +3,7 @@ package pick
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -187,7 +188,7 @@ func TestSnapshotProperties(t *testing.T) {
 
 func BenchmarkNewSnapshot(b *testing.B) {
 	for _, n := range []int{4, 100, 1000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			var endpoints []*Endpoint
 			for i := range n {
 				endpoints = append(endpoints, serving(fmt.Sprintf("http://10.0.%d.%d:8000", i/256, i%256), "base", fmt.Sprintf("lora-%d<base", i%10)))

@@ -32,11 +32,11 @@ func (t *task) deliver() *Error {
 	}
 	events := 0
 	for {
-		piece, done, err := t.decode()
-		if err != nil {
-			return t.broken(err)
+		piece, done, bad := t.decode()
+		if bad != nil && !t.passed && !(t.scanning && t.scan.done) {
+			return t.broken(bad)
 		}
-		if t.holds(piece, done) {
+		if bad == nil && t.holds(piece, done) {
 			t.held = len(piece)
 		} else {
 			if !t.passed && t.scanning && t.badStart(done) {
@@ -51,7 +51,10 @@ func (t *task) deliver() *Error {
 				events += n
 			}
 		}
-		if done {
+		switch {
+		case bad != nil:
+			return t.broken(bad)
+		case done:
 			return t.verdict()
 		}
 		if err := t.more(); err != nil {
@@ -60,19 +63,17 @@ func (t *task) deliver() *Error {
 	}
 }
 
-// decode takes the framing off the bytes that came and gives them with the held ones.
+// decode takes the framing off the bytes that came and gives them with the held ones, also
+// those before an error.
 func (t *task) decode() (piece []byte, done bool, err error) {
 	raw := t.buf.b[t.held : t.held+t.n]
 	n, used, done, err := t.body.decode(raw)
-	if err != nil {
-		return nil, false, err
-	}
 	t.outcome.Bytes += int64(n)
-	t.reusable = done && used == len(raw) && t.keeps()
+	t.reusable = done && err == nil && used == len(raw) && t.keeps()
 	if t.scanning {
 		t.scan.feed(raw[:n])
 	}
-	return t.buf.b[:t.held+n], done, nil
+	return t.buf.b[:t.held+n], done, err
 }
 
 // holds tells whether piece is held back until more has come.
@@ -109,10 +110,11 @@ func (t *task) pass(piece []byte) error {
 	if x.AnswerFields != nil {
 		t.fields = x.AnswerFields(t.fields, t.endpoint)
 	}
-	t.passed, t.status = true, t.head.status
+	t.passed = true
 	if err := x.Client.Head(t.head.status, t.fields, t.body.whole); err != nil {
 		return err
 	}
+	t.status = t.head.status
 	if len(piece) == 0 {
 		return x.Client.Flush()
 	}

@@ -43,12 +43,11 @@ func TestClientThatLeavesCancelsTheEngine(t *testing.T) {
 			here := make(chan bool)
 			f := newFake(t, func(r *request) bool { return c.script(r, here) })
 			p, client := newProxy(t, retries(2)), &MemoryClient{}
-			done := make(chan *trip)
-			go func() { done <- do(t, p, exchange(f.Endpoint, f.Endpoint), client) }()
+			end := begin(p, exchange(f.Endpoint, f.Endpoint), client)
 			<-here
 			client.Leave()
 			require.True(t, <-here, "the engine sees the connection close")
-			got := <-done
+			got := end(t)
 			require.Equal(t, CauseClientGone, cause(t, got.Err))
 			require.Equal(t, []string{"client_gone"}, got.causes(), "nothing is retried")
 			require.Equal(t, []Stat{{Endpoint: f.ID}}, p.Stats(), "the connection is not kept")

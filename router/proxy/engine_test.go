@@ -252,16 +252,33 @@ func exchange(list ...*pick.Endpoint) *Exchange {
 // do runs x and checks that nothing is left counted.
 func do(tb testing.TB, p *Proxy, x *Exchange, c *MemoryClient) *trip {
 	tb.Helper()
-	r := &trip{}
+	return begin(p, x, c)(tb)
+}
+
+// begin runs x in the background; what it gives waits for the end and checks like do.
+func begin(p *Proxy, x *Exchange, c *MemoryClient) func(tb testing.TB) *trip {
+	r, done := &trip{}, make(chan struct{})
 	x.Client, x.Hooks = c, &r.log
-	r.Result = p.Do(x)
-	r.status, r.fields, r.length, r.body, r.writes = c.Answer()
+	go func() {
+		defer close(done)
+		r.Result = p.Do(x)
+	}()
+	return func(tb testing.TB) *trip {
+		tb.Helper()
+		<-done
+		r.status, r.fields, r.length, r.body, r.writes = c.Answer()
+		r.check(tb, x)
+		return r
+	}
+}
+
+func (r *trip) check(tb testing.TB, x *Exchange) {
+	tb.Helper()
 	require.Len(tb, r.ended, len(r.sent), "each Sent has one Ended")
 	require.Equal(tb, r.status, r.Result.Status)
 	for _, e := range x.List {
 		requireIdle(tb, e)
 	}
-	return r
 }
 
 func requireIdle(tb testing.TB, e *pick.Endpoint) {

@@ -33,6 +33,9 @@ func headEnd(p []byte, seen int) (int, error) {
 	if n := min(len(p), len(start)); string(p[:n]) != start[:n] {
 		return 0, protocolError("no status line")
 	}
+	if i := bytes.IndexByte(p, '\n'); i == 0 || (i > 0 && p[i-1] != '\r') {
+		return 0, protocolError("bare line feed") // its empty line would be waited for in vain
+	}
 	from := max(seen-3, 0)
 	if i := bytes.Index(p[from:], []byte("\r\n\r\n")); i >= 0 && from+i+4 <= maxHead {
 		return from + i + 4, nil
@@ -105,8 +108,8 @@ func (h *head) statusLine(l []byte) (http10 bool, err error) {
 		}
 		h.status = h.status*10 + int(c-'0')
 	}
-	if h.status < 100 || h.status > 599 {
-		return false, protocolError("bad status")
+	if h.status < 100 || h.status > 599 || !isText(l[12:]) {
+		return false, protocolError("bad status line")
 	}
 	return http10, nil
 }
@@ -122,11 +125,8 @@ func splitField(line []byte) (name, value []byte, err error) {
 			return nil, nil, protocolError("bad field name")
 		}
 	}
-	value = line[colon+1:]
-	for _, c := range value {
-		if (c < ' ' && c != '\t') || c == 0x7f {
-			return nil, nil, protocolError("bad field value")
-		}
+	if value = line[colon+1:]; !isText(value) {
+		return nil, nil, protocolError("bad field value")
 	}
 	return line[:colon], trim(value), nil
 }
@@ -246,6 +246,16 @@ func isToken(c byte) bool {
 		return uint64(high)>>(c-64)&1 != 0
 	}
 	return false
+}
+
+// isText tells whether p is free of control characters but tabs.
+func isText(p []byte) bool {
+	for _, c := range p {
+		if (c < ' ' && c != '\t') || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // fold tells whether p is s, which is in lower case, whatever the case of p.

@@ -163,11 +163,11 @@ func (s *scanner) event(name []byte) {
 func (s *scanner) search(kind lineKind, p []byte) {
 	switch kind {
 	case lineData:
-		if i := bytes.Index(p, []byte(`"usage":`)); i >= 0 {
+		if i := index(p, `"usage":`, 4); i >= 0 {
 			s.usage.merge(p[i+len(`"usage"`):])
 		}
 		for {
-			i := bytes.Index(p, []byte(`"abort"`))
+			i := index(p, `"abort"`, 2)
 			if i < 0 {
 				break
 			}
@@ -205,6 +205,27 @@ func (s *scanner) endLine(kind lineKind) {
 	if !s.inError && !s.failed {
 		s.clear = true
 	}
+}
+
+// index is bytes.Index, quick when the byte at rare of s is one that p has few of.
+func index(p []byte, s string, rare int) int {
+	const tries = 16
+	from := 0
+	for range tries {
+		i := bytes.IndexByte(p[min(from+rare, len(p)):], s[rare])
+		if i < 0 {
+			return -1
+		}
+		from += i
+		if from+len(s) <= len(p) && string(p[from:from+len(s)]) == s {
+			return from
+		}
+		from++
+	}
+	if i := bytes.Index(p[from:], []byte(s)); i >= 0 {
+		return from + i
+	}
+	return -1
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,6 +14,7 @@ func TestStreamsThatDieTellTheClient(t *testing.T) {
 		engineDead = `{"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}}`
 		told       = "data: {\"error\":{\"message\":\"the engine failed before the end of its answer\",\"type\":\"EngineError\",\"param\":null,\"code\":502}}\n\n"
 	)
+	passed := make(chan struct{})
 	cut := func(s string) func(r *request) bool {
 		return func(r *request) bool { r.say(streamHead + s); return false }
 	}
@@ -30,7 +32,12 @@ func TestStreamsThatDieTellTheClient(t *testing.T) {
 			_, _ = r.conn.Read(make([]byte, 1)) // until the client has it
 			return false
 		}, want: token(0) + told},
-		{name: "bad chunk", script: cut(chunk(token(0)) + "zz\r\n"), want: told},
+		{name: "bad chunk", script: func(r *request) bool {
+			r.say(streamHead + chunk(token(0)))
+			<-passed
+			r.say(chunk(token(1)) + "zz\r\n")
+			return false
+		}, want: token(0) + token(1) + told},
 		{name: "proper end without [DONE]", script: cut(chunk(token(0)) + lastChunk0), want: token(0) + told},
 		{name: "the engine's own error event", script: cut(chunk(token(0)) + chunk(event(engineDead)) + chunk(event("[DONE]")) + lastChunk0), want: token(0) + event(engineDead) + event("[DONE]")},
 		{name: "the engine's own error event and EOF", script: cut(chunk(token(0)) + chunk(event(engineDead))), want: token(0) + event(engineDead)},
@@ -47,8 +54,12 @@ func TestStreamsThatDieTellTheClient(t *testing.T) {
 			if c.target != "" {
 				x.Target = c.target
 			}
-			if c.name == "reset" {
+			switch c.name {
+			case "reset":
 				client.OnWrite = func([]byte) { f.kill() }
+			case "bad chunk":
+				var once sync.Once
+				client.OnWrite = func([]byte) { once.Do(func() { passed <- struct{}{} }) }
 			}
 			got := do(t, newProxy(t, retries(2)), x, client)
 			want := CauseTruncated

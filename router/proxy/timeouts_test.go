@@ -48,7 +48,7 @@ func TestTimeouts(t *testing.T) {
 		}, cause: CauseIdle},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var e = endpoint("", "")
+			e := endpoint("", "")
 			if c.script != nil {
 				e = newFake(t, c.script).Endpoint
 			} else {

@@ -83,19 +83,19 @@ func TestStrangeRequestsHarmNobody(t *testing.T) {
 	r := startRouter(t, fleetOf("router: {timeouts: {readHeader: 1s, readBody: 1s}, limits: {header: 16KiB}}\n", e.url))
 	const body = `{"model":"m","prompt":"x","max_tokens":1}`
 	head := func(fields string) string {
-		return "POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + fields + "\r\n" + body
+		return "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n" + fields + "\r\n" + body
 	}
 	length := fmt.Sprintf("Content-Length: %d\r\n", len(body))
 	for name, tc := range map[string]struct{ request, want string }{
 		"as it should be":      {head(length), "HTTP/1.1 200"},
 		"two lengths":          {head(length + "Content-Length: 5\r\n"), "HTTP/1.1 400"},
-		"length and chunks":    {head(length + "Transfer-Encoding: chunked\r\n"), "HTTP/1.1 400"},
+		"length and chunks":    {head(length+"Transfer-Encoding: chunked\r\n") + "\r\n", "HTTP/1.1 400"},
 		"injected field":       {head(length + "X-A: b\x00c\r\n"), "HTTP/1.1 400"},
 		"space before colon":   {head("Content-Length : 5\r\n"), "HTTP/1.1 400"},
 		"head too large":       {head(length + "X-A: " + strings.Repeat("a", 64<<10) + "\r\n"), "HTTP/1.1 431"},
 		"slow head":            {"POST /v1/completions HTTP/1.1\r\nHost", ""},
 		"slow body":            {"POST /v1/completions HTTP/1.1\r\nHost: a\r\n" + length + "\r\n{", "HTTP/1.1 408"},
-		"chunked body":         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body), "HTTP/1.1 200"},
+		"chunked body":         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body), "HTTP/1.1 200"},
 		"not HTTP":             {"\x16\x03\x01\x02\x00\x01\x00", "HTTP/1.1 400"},
 		"session of new lines": {head(length + "X-Request-Id: a\tb\r\n"), "HTTP/1.1 200"},
 	} {

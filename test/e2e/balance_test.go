@@ -100,8 +100,8 @@ func playUsers(t *testing.T, policy string, concurrent int, sessions bool, syste
 		s := e.Stats()
 		requests += float64(s.Requests)
 		most = max(most, float64(s.Requests))
-		prompt += float64(s.PromptTokens)
-		cached += float64(s.CachedTokens)
+		prompt += float64(s.Prompt)
+		cached += float64(s.Cached)
 	}
 	require.EqualValues(t, users*rounds, requests)
 	return most / requests, cached / prompt

@@ -156,6 +156,7 @@ func TestClientThatLeavesStopsTheEngine(t *testing.T) {
 		body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":3000,"min_tokens":3000,"ignore_eos":true,"stream":%t}`, stream)
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url+"/v1/chat/completions", strings.NewReader(body))
 		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/json")
 		done := make(chan struct{})
 		go func() {
 			defer close(done)

@@ -25,15 +25,23 @@ func withBinary(run func() int) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "mobula"), "../../cmd/mobula")
+	args := []string{"build", "-o", filepath.Join(dir, "mobula")}
+	env := map[string]string{binaryDir: dir}
+	if raced() {
+		args = append(args, "-race")
+		env["GORACE"] = "atexit_sleep_ms=0" // a second for each process otherwise
+	}
+	build := exec.Command("go", append(args, "../../cmd/mobula")...)
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build mobula:", err)
 		return 1
 	}
-	if err := os.Setenv(binaryDir, dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	for name, value := range env {
+		if err := os.Setenv(name, value); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	return run()
 }

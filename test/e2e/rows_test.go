@@ -40,6 +40,7 @@ func TestRow04CountsReturnToZero(t *testing.T) {
 			if err != nil {
 				return
 			}
+			req.Header.Set("Content-Type", "application/json")
 			if resp, err := client.Do(req); err == nil {
 				_, _ = resp.Body.Read(make([]byte, 100))
 				leave()
@@ -183,6 +184,7 @@ func TestRow30EnginesMetricsAreReadWithTheirKey(t *testing.T) {
 			if err != nil {
 				return
 			}
+			req.Header.Set("Content-Type", "application/json")
 			if resp, err := client.Do(req); err == nil {
 				_, _ = io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()

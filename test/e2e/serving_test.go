@@ -32,6 +32,7 @@ func TestChatAnswersAsTheEngineDoes(t *testing.T) {
 		"white space":    "\n {\"model\" : \"m\",\n \"messages\":[{\"role\":\"user\",\"content\":\"hello\"}], \"max_tokens\":3 }\n",
 	} {
 		t.Run(name, func(t *testing.T) {
+			post(e.url+"/v1/chat/completions", body) // so that both find the same in the cache
 			direct := post(e.url+"/v1/chat/completions", body, "X-Request-Id", "same")
 			through := post(r.url+"/v1/chat/completions", body, "X-Request-Id", "same")
 			require.NoError(t, direct.err)
@@ -190,7 +191,7 @@ func TestGracefulStopFinishesStreams(t *testing.T) {
 	resp, err := client.Post(r.url+"/v1/chat/completions", "application/json", strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":100,"min_tokens":100,"ignore_eos":true,"stream":true}`))
 	require.NoError(t, err)
 	defer resp.Body.Close()
-	require.NoError(t, r.cmd.Process.Signal(syscall.SIGTERM))
+	r.terminate()
 	r.eventually("unready", func() bool { return r.status("/ready") != http.StatusOK })
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)

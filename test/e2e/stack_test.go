@@ -67,6 +67,7 @@ type routerUnderTest struct {
 	cmd   *exec.Cmd
 	log   *logBuffer
 	exit  chan error
+	asked sync.Once
 }
 
 type logBuffer struct {
@@ -128,8 +129,13 @@ func launchRouter(t *testing.T, fleet string) *routerUnderTest {
 	return r
 }
 
+// terminate asks the router to stop, once: a second signal would cut it short.
+func (r *routerUnderTest) terminate() {
+	r.asked.Do(func() { _ = r.cmd.Process.Signal(syscall.SIGTERM) })
+}
+
 func (r *routerUnderTest) stop() {
-	_ = r.cmd.Process.Signal(syscall.SIGTERM)
+	r.terminate()
 	select {
 	case err := <-r.exit:
 		if err != nil {

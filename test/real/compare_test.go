@@ -35,36 +35,39 @@ func same(v any) any {
 	return v
 }
 
-// shape keeps of decoded JSON the keys and types; an array becomes the shapes that occur in it.
-func shape(v any) any {
+// shape is the keys and types of decoded JSON, one line each: "choices[].index number".
+// Elements of an array count together.
+func shape(v any) []string {
+	lines := map[string]bool{}
+	addShape(lines, "", v)
+	return slices.Sorted(maps.Keys(lines))
+}
+
+func addShape(lines map[string]bool, path string, v any) {
 	switch v := v.(type) {
 	case map[string]any:
-		m := make(map[string]any, len(v))
+		_, fixed := v["token"]
+		// The keys of these are tokens.
+		tokens := !fixed && (strings.HasSuffix(path, "top_logprobs[]") || strings.HasSuffix(path, "prompt_logprobs[]"))
 		for k, e := range v {
-			m[k] = shape(e)
-		}
-		return m
-	case []any:
-		kinds := map[string]any{}
-		for _, e := range v {
-			s := shape(e)
-			kinds[fmt.Sprint(s)] = s // fmt prints maps sorted by key
-		}
-		return slices.Collect(func(yield func(any) bool) {
-			for _, k := range slices.Sorted(maps.Keys(kinds)) {
-				if !yield(kinds[k]) {
-					return
-				}
+			if tokens {
+				k = "*"
 			}
-		})
+			addShape(lines, path+"."+k, e)
+		}
+	case []any:
+		lines[path+" array"] = true
+		for _, e := range v {
+			addShape(lines, path+"[]", e)
+		}
 	case nil:
-		return "null"
+		lines[path+" null"] = true
 	case string:
-		return "string"
+		lines[path+" string"] = true
 	case bool:
-		return "bool"
+		lines[path+" bool"] = true
 	default:
-		return "number"
+		lines[path+" number"] = true
 	}
 }
 

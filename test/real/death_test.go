@@ -4,6 +4,7 @@ package real
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -90,11 +91,14 @@ func (s *stack) testEngineKilled(t *testing.T) {
 }
 
 // testEngineTerminated stops an engine in the middle of a stream, as an orchestrator
-// does. The stream must not look whole, and the requests after it go elsewhere.
+// does. vLLM then ends the stream with an "abort", or sends nothing more and keeps the
+// connection. The stream must end, must not look whole, and requests after it go elsewhere.
 func (s *stack) testEngineTerminated(t *testing.T) {
 	const tokens = 1900
 	c := call{path: chat, body: fmt.Sprintf(`{"model":"tiny",`+hello+`,"max_tokens":%d,"ignore_eos":true,"stream":true}`, tokens)}
-	res, err := s.send(t.Context(), s.url, c)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	res, err := s.send(ctx, s.url, c)
 	require.NoError(t, err)
 	defer res.Body.Close()
 	require.Equal(t, http.StatusOK, res.StatusCode)
@@ -103,7 +107,8 @@ func (s *stack) testEngineTerminated(t *testing.T) {
 
 	var events []string
 	terminated := false
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+	lines := bufio.NewScanner(res.Body)
+	for lines.Scan() {
 		data, ok := strings.CutPrefix(lines.Text(), "data: ")
 		if !ok {
 			continue
@@ -114,6 +119,7 @@ func (s *stack) testEngineTerminated(t *testing.T) {
 			terminated = true
 		}
 	}
+	require.NoError(t, ctx.Err(), "the stream must end; so far: %s", events[max(0, len(events)-3):])
 	require.True(t, terminated, "the stream ended by itself: %s", events)
 	all := strings.Join(events, "\n")
 	require.NotContains(t, all, `"finish_reason":"length"`, "the stream looks whole")

@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -22,21 +24,48 @@ import (
 // guard kills process groups when the test ends, and also when it can't clean up after
 // itself: go test's timeout, Ctrl-C, SIGKILL. vLLM's workers outlive their parent, so the
 // parent's death alone, and Pdeathsig with it, would leave them.
-type guard struct{ groups io.Writer }
+type guard struct {
+	groups io.WriteCloser
+	wait   func() error
+}
+
+// end has the groups killed, as the test process's own end would.
+func (g *guard) end() {
+	_ = g.groups.Close()
+	_ = g.wait() // groups that are gone already make it fail
+}
+
+// TestGuardKillsGroups checks the guard itself: what it loses would run on after CI.
+func TestGuardKillsGroups(t *testing.T) {
+	g := newGuard(t)
+	dir := t.TempDir()
+	gone := g.start(t, dir, "gone", nil, "true")
+	<-gone.done
+	parent := g.start(t, dir, "parent", nil, "/bin/sh", "-c", "sleep 1000 & echo $!; wait")
+	var child int
+	eventually(t, time.Minute, "the child's id", func() bool {
+		n, err := fmt.Sscan(string(parent.tail(t, 100)), &child)
+		return n == 1 && err == nil
+	})
+	g.end()
+	eventually(t, time.Minute, "the parent is gone", parent.ended)
+	eventually(t, time.Minute, "the child is gone", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		return err != nil || strings.Contains(string(stat), ") Z ") // nobody may be there to reap it
+	})
+}
 
 func newGuard(t *testing.T) *guard {
 	t.Helper()
-	const script = `groups=; while read -r g; do groups="$groups -$g"; done; [ -z "$groups" ] || kill -KILL -- $groups`
+	const script = `groups=; while read -r g; do groups="$groups $g"; done; for g in $groups; do kill -KILL "-$g"; done`
 	cmd := exec.Command("/bin/sh", "-c", script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = in.Close()
-		_ = cmd.Wait() // groups that are gone already make it fail
-	})
-	return &guard{groups: in}
+	g := &guard{groups: in, wait: cmd.Wait}
+	t.Cleanup(g.end)
+	return g
 }
 
 // process is a started program. It leads a process group, so that what it starts ends with it.
@@ -70,7 +99,7 @@ func (g *guard) start(t *testing.T, dir, name string, env []string, argv ...stri
 		p.killGroup()
 		<-p.done
 		if t.Failed() {
-			t.Logf("the end of %s's log:\n%s", name, p.tail(t, 6000))
+			t.Logf("the end of %s's log:\n%s", name, p.tail(t, 3000))
 		}
 	})
 	return p

@@ -37,5 +37,7 @@ func (s *stack) testRouterStops(t *testing.T) {
 	s.router.signal(t, syscall.SIGTERM)
 	eventually(t, time.Minute, "the router ends", s.router.ended)
 	require.Equal(t, 0, s.router.cmd.ProcessState.ExitCode(), "exit code (66 is a data race)")
-	require.NotContains(t, string(s.router.tail(t, 1<<30)), "panic")
+	log := string(s.router.tail(t, 1<<30))
+	require.NotContains(t, log, "panic")
+	require.NotContains(t, log, "level=ERROR")
 }

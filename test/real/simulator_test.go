@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,9 +20,10 @@ import (
 func (s *stack) testSimulator(t *testing.T) {
 	port := freePorts(t, 1)[0]
 	url := fmt.Sprintf("http://127.0.0.1:%d", port)
-	sim := s.guard.start(t, s.logs, "sim", nil, s.binary, "sim", "--port", strconv.Itoa(port), "--model", model)
+	sim := s.guard.start(t, s.logs, "sim", nil, s.binary, "sim", "--port", strconv.Itoa(port), "--model", model, "--lora", lora, "--max-model-len", "2048")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	defer sim.killGroup()
 	require.NoError(t, sim.healthy(ctx, s.client, url))
 
 	for _, c := range []struct {
@@ -32,6 +34,8 @@ func (s *stack) testSimulator(t *testing.T) {
 		{"health", call{method: http.MethodGet, path: "/health"}},
 		{"version", call{method: http.MethodGet, path: "/version"}},
 		{"chat", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":8}`}},
+		{"chat of a LoRA", call{path: chat, body: `{"model":"ad1",` + hello + `,"max_tokens":8}`}},
+		{"prompt too long", call{path: "/v1/completions", body: `{"model":"tiny","prompt":[` + strings.Repeat("5,", 2100) + `5]}`}},
 		{"chat n2 logprobs", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":3,"n":2,"logprobs":true,"top_logprobs":2}`}},
 		{"chat token ids", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":3,"return_token_ids":true,"ignore_eos":true}`}},
 		{"completions", call{path: "/v1/completions", body: `{"model":"tiny","prompt":"a","max_tokens":8}`}},
@@ -71,7 +75,7 @@ func (s *stack) testSimulator(t *testing.T) {
 				require.Equal(t, w.Done, g.Done)
 				return
 			}
-			require.Empty(t, cmp.Diff(shape(decoded(want.body)), shape(decoded(got.body))), "shape (-vLLM +simulator): %s against %s", want.body, got.body)
+			require.Empty(t, cmp.Diff(shape(decoded(want.body)), shape(decoded(got.body))), "shape (-vLLM +simulator)")
 		})
 	}
 }

@@ -102,7 +102,7 @@ func (s *stack) startEngine(t *testing.T, e *engine) {
 	argv := []string{
 		filepath.Join(s.dir, "venv/bin/vllm"), "serve", filepath.Join(s.dir, "models/tiny"),
 		"--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", "2048",
-		"--max-num-seqs", "16", "--block-size", "32", "--enforce-eager",
+		"--max-num-seqs", "16", "--block-size", "32", "--enforce-eager", "--disable-uvicorn-access-log",
 	}
 	e.process = s.guard.start(s.root, s.logs, "engine-"+e.name, env, append(argv, e.flags...)...)
 }
@@ -157,10 +157,6 @@ func (s *stack) prepare(ctx context.Context, e *engine) error {
 func (s *stack) build(t *testing.T) {
 	t.Helper()
 	s.binary = filepath.Join(t.TempDir(), "mobula")
-	if b := os.Getenv("TMPSTUB"); b != "" {
-		s.binary = b
-		return
-	}
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", s.binary, "github.com/mobula-serve/mobula/cmd/mobula").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }
@@ -172,7 +168,7 @@ func (s *stack) startRouter(t *testing.T, port int) {
 	for _, e := range s.engines {
 		fleet += "      - url: " + e.url + "\n"
 	}
-	fleet += fmt.Sprintf("models:\n  - name: %s\n    aliases: [%s]\nrouter:\n  listen: 127.0.0.1:%d\n", model, alias, port)
+	fleet += fmt.Sprintf("models:\n  - name: %s\n    aliases: [%s]\nrouter:\n  listen: 127.0.0.1:%d\n  timeouts: {idle: 20s}\n", model, alias, port)
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(fleet), 0o600))
 	s.router = s.guard.start(s.root, s.logs, "router", nil, s.binary, "router", "-f", file)
