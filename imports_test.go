@@ -64,6 +64,7 @@ var inTests = []string{
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
 	eachGoFile(t, func(t *testing.T, file string, f *ast.File, _ []byte) {
+		t.Helper()
 		room := roomOf(path.Dir(file))
 		if _, ok := rooms[room]; !ok {
 			t.Errorf("%s: the room %q is not in the list", file, room)
@@ -92,6 +93,7 @@ func TestImports(t *testing.T) {
 // what a package needs is given to it.
 func TestFilesAreSmall(t *testing.T) {
 	eachGoFile(t, func(t *testing.T, file string, f *ast.File, src []byte) {
+		t.Helper()
 		if strings.HasSuffix(file, "_test.go") {
 			return
 		}

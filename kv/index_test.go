@@ -222,7 +222,7 @@ func check(t require.TestingT, x *Index) {
 }
 
 // Row 2 of the defects of production-stack: the prefix trie never evicted.
-func TestIndexStaysWithinItsMemory(t *testing.T) {
+func TestRow02IndexMemoryIsBounded(t *testing.T) {
 	const memory = 1 << 20
 	x := NewIndex(memory)
 	engines := []Engine{x.Add(0), x.Add(0), x.Add(20_000), x.Add(0)}

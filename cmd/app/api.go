@@ -209,9 +209,8 @@ func (c *api) do(ctx context.Context, method, path string, body []byte) (*http.R
 
 // explain makes a transport error readable.
 func (c *api) explain(err error) error {
-	var netErr *url.Error
-	if errors.As(err, &netErr) {
-		err = netErr.Err // without the method and the URL
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err // without the method and the URL
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return hinted(fmt.Errorf("nothing listens at %s", c.base), "start one with: mobula up")

@@ -63,8 +63,7 @@ func (a *app) main(ctx context.Context, args []string) int {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return exitInterrupted
 	}
-	var usage *usageError
-	if started && !errors.As(err, &usage) {
+	if _, usage := errors.AsType[*usageError](err); started && !usage {
 		a.printError(err, "")
 		return exitFailed
 	}
@@ -134,8 +133,7 @@ func (a *app) printError(err error, hint string) {
 	if rest != "" {
 		c.line("%s", rest)
 	}
-	var h *hintedError
-	if errors.As(err, &h) {
+	if h, ok := errors.AsType[*hintedError](err); ok {
 		hint = h.hint
 	}
 	if hint != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -164,8 +165,7 @@ func (t *conversation) ask(ctx context.Context, prompt string, emit func(piece))
 		turns = append(turns, message{"assistant", a.text})
 		t.turns = turns[max(0, len(turns)-maxTurns):]
 	}
-	var refused *apiError
-	if errors.As(err, &refused) && refused.Status == 404 && !slices.Contains(t.models, t.model) {
+	if refused, ok := errors.AsType[*apiError](err); ok && refused.Status == http.StatusNotFound && !slices.Contains(t.models, t.model) {
 		if models, listErr := t.client.models(ctx); listErr == nil && len(models) > 0 {
 			err = hinted(err, "there are: %s", strings.Join(models, ", "))
 		}

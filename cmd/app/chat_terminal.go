@@ -102,13 +102,13 @@ func (s *session) answer(ctx context.Context, prompt string) {
 	if got.text != "" {
 		s.say("")
 	}
-	var hint *hintedError
+	hint, hinted := errors.AsType[*hintedError](err)
 	switch {
 	case err == nil:
 		s.say("%s", s.style.dim(summary(got, time.Since(began))))
 	case ctx.Err() != nil:
 		s.say("%s", s.style.dim("(cancelled)"))
-	case errors.As(err, &hint):
+	case hinted:
 		s.say("%s %v (%s)", s.style.bad("error:"), err, hint.hint)
 	default:
 		s.say("%s %v", s.style.bad("error:"), err)

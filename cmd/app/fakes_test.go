@@ -44,10 +44,10 @@ func fakeVLLM(args []string) {
 	}
 	var port, name string
 	for i, a := range args {
-		switch {
-		case a == "serve":
+		switch a {
+		case "serve":
 			name = args[i+1]
-		case a == "--port":
+		case "--port":
 			port = args[i+1]
 		}
 	}

@@ -137,7 +137,7 @@ func (c *call) choose(s *pick.Snapshot, body []byte) {
 	c.series.Incoming()
 	prompt := len(f.tools.of(body)) + len(f.system.of(body)) + len(f.prompt.of(body)) + len(f.more.of(body))
 	q := &c.request
-	q.Model, q.Tokens, q.Output = c.group.Model, prompt/tokenBytes+1, f.output
+	q.Model, q.Tokens, q.Output, q.Stream = c.group.Model, prompt/tokenBytes+1, f.output, f.stream
 	q.Now, q.Rand, q.Depth = e.now(), rand.Uint64(), min(set.depth, maxDepth)
 	if set.needs.Blocks && c.route.cached {
 		c.blocks = kv.Blocks(c.blocks[:0], kv.Seed(c.group.Model), pick.BlockBytes, f.tools.of(body), f.system.of(body), f.prompt.of(body), f.more.of(body))

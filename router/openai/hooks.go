@@ -68,7 +68,7 @@ func (c *call) Ended(ep *pick.Endpoint, o proxy.Outcome) {
 		return
 	}
 	out := pick.Outcome{
-		Now: now.Sub(c.edge.start), OK: o.Cause == proxy.CauseOK && o.Status < 400,
+		Now: now.Sub(c.edge.start), OK: o.Cause == proxy.CauseOK && o.Status < 400, Refused: o.Cause.Failed() || o.Cause == proxy.CauseBusy,
 		Prompt: o.Usage.Prompt, Cached: o.Usage.Cached, Completion: o.Usage.Completion,
 	}
 	if !o.Usage.Seen {

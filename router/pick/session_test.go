@@ -61,7 +61,7 @@ func TestSession(t *testing.T) {
 }
 
 // Row 5 of the defects of production-stack: alternating models rebuilt the ring each time.
-func TestSessionsOfAlternatingModelsStay(t *testing.T) {
+func TestRow05AlternatingModelsCostNothing(t *testing.T) {
 	p := mustNew(t, "session")
 	a, b := testGroup(0, 0, 0), testGroup(0, 0, 0, 0, 0)
 	b.Model = "other"

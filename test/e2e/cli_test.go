@@ -175,7 +175,7 @@ while [ "$1" != "--port" ]; do shift; done
 echo $$ >> ` + dir + `/pids
 exec ` + binary(t) + ` sim --model fake --port "$2"
 `
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "vllm"), []byte(script), 0o700)) //nolint:gosec // it is to be run
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "vllm"), []byte(script), 0o700))
 	return func(cmd *exec.Cmd) {
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "XDG_CACHE_HOME="+dir, "HOME="+dir, "CUDA_VISIBLE_DEVICES=")
@@ -188,7 +188,7 @@ func fakePids(t *testing.T, c *cli) []int {
 	raw, err := os.ReadFile(filepath.Join(c.cmd.Dir, "pids"))
 	require.NoError(t, err)
 	var pids []int
-	for _, f := range strings.Fields(string(raw)) {
+	for f := range strings.FieldsSeq(string(raw)) {
 		pid, err := strconv.Atoi(f)
 		require.NoError(t, err)
 		pids = append(pids, pid)
