@@ -109,7 +109,10 @@ func (p *Process) Run(ctx context.Context) error {
 		started := time.Now()
 		err := p.once(ctx)
 		if ctx.Err() != nil {
-			return err
+			if errors.Is(err, errStuck) {
+				return err
+			}
+			return nil
 		}
 		if err == nil {
 			err = errors.New("exit status 0")

@@ -170,7 +170,7 @@ func TestMixedLoadAndShutdown(t *testing.T) {
 			}
 		})
 	}
-	for i := range 20 {
+	for i := range 8 {
 		before := answers.Load()
 		require.Eventually(t, func() bool { return answers.Load() > before+50 }, patience, time.Millisecond)
 		s.Update(mobula.Limits{Body: mobula.Size(10_000 + i)}, mobula.Timeouts{KeepAlive: mobula.Duration(time.Minute + time.Duration(i))})

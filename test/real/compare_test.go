@@ -104,13 +104,11 @@ type stream struct {
 
 // delta tells whether an event brings text and nothing else.
 func delta(data string) bool {
-	switch kind := gjson.Get(data, "type").String(); {
-	case kind == "":
-		choice := gjson.Get(data, "choices.0")
-		return choice.Exists() && choice.Get("finish_reason").Type == gjson.Null && !choice.Get("delta.role").Exists()
-	default:
+	if kind := gjson.Get(data, "type").String(); kind != "" {
 		return kind == "content_block_delta" || strings.HasSuffix(kind, ".delta")
 	}
+	choice := gjson.Get(data, "choices.0")
+	return choice.Exists() && choice.Get("finish_reason").Type == gjson.Null && !choice.Get("delta.role").Exists()
 }
 
 func parseStream(body []byte) stream {

@@ -99,7 +99,7 @@ func (g *guard) start(t *testing.T, dir, name string, env []string, argv ...stri
 		p.killGroup()
 		<-p.done
 		if t.Failed() {
-			t.Logf("the end of %s's log:\n%s", name, p.tail(t, 3000))
+			t.Logf("the end of %s's log:\n%s", name, p.tail(t, 1500))
 		}
 	})
 	return p

@@ -164,13 +164,15 @@ func (s *stack) build(t *testing.T) {
 func (s *stack) startRouter(t *testing.T, port int) {
 	t.Helper()
 	s.url = fmt.Sprintf("http://127.0.0.1:%d", port)
-	fleet := "apiVersion: mobula/v1\nkind: Fleet\nname: real\nplatform:\n  static:\n    endpoints:\n"
+	var fleet strings.Builder
+	fleet.WriteString("apiVersion: mobula/v1\nkind: Fleet\nname: real\nplatform:\n  static:\n    endpoints:\n")
 	for _, e := range s.engines {
-		fleet += "      - url: " + e.url + "\n"
+		fleet.WriteString("      - url: " + e.url + "\n")
 	}
-	fleet += fmt.Sprintf("models:\n  - name: %s\n    aliases: [%s]\nrouter:\n  listen: 127.0.0.1:%d\n  timeouts: {idle: 20s}\n", model, alias, port)
+	fmt.Fprintf(&fleet, "models:\n  - name: %s\n    aliases: [%s]\n", model, alias)
+	fmt.Fprintf(&fleet, "router:\n  listen: 127.0.0.1:%d\n  timeouts: {idle: 20s}\n", port)
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
-	require.NoError(t, os.WriteFile(file, []byte(fleet), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(fleet.String()), 0o600))
 	s.router = s.guard.start(s.root, s.logs, "router", nil, s.binary, "router", "-f", file)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
