@@ -100,7 +100,7 @@ func (c *call) hijack() net.Conn {
 	return conn
 }
 
-// longLine answers with one line without an end.
+// longLine answers with a stream of one very long line.
 func (c *call) longLine() {
 	c.w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	_, _ = io.WriteString(c.w, "data: ")
@@ -111,7 +111,7 @@ func (c *call) longLine() {
 			return
 		}
 	}
-	_, _ = io.WriteString(c.w, "\n\n")
+	_, _ = io.WriteString(c.w, "\n\ndata: [DONE]\n\n")
 }
 
 // distort lets h answer into memory and sends that on, spoilt.

@@ -39,8 +39,11 @@ func (t *task) deliver() *Error {
 		if bad == nil && t.holds(piece, done) {
 			t.held = len(piece)
 		} else {
-			if !t.passed && t.scanning && t.badStart(done) {
+			if !t.passed && t.scanning && t.scan.failedFirst() {
 				return t.fail(CauseTruncated, errEvent)
+			}
+			if !t.passed && t.scanning && done && t.scan.events == 0 && !t.scan.done {
+				return t.fail(CauseTruncated, errEnded)
 			}
 			if err := t.pass(piece); err != nil {
 				return &Error{Cause: CauseClientGone, Err: err}
@@ -85,11 +88,6 @@ func (t *task) holds(piece []byte, done bool) bool {
 		return t.scan.undecided()
 	}
 	return t.collect || len(piece) == 0
-}
-
-// badStart tells whether a stream of which nothing has been passed on is none.
-func (t *task) badStart(done bool) bool {
-	return t.scan.failedFirst() || (done && t.scan.events == 0 && !t.scan.done)
 }
 
 // pass gives piece to the client, and the head before the first one.

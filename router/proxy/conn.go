@@ -86,7 +86,7 @@ func (c *conn) early(err error, until time.Time) bool {
 
 // write sends the request that start was given.
 func (c *conn) write(until time.Time) error {
-	if c.plain && c.body == nil {
+	if c.plain && c.body == nil && len(c.out) <= smallSize {
 		// A few KiB on a connection with nothing in flight never wait for the engine.
 		_, err := c.Conn.Write(c.out)
 		return err

@@ -108,8 +108,7 @@ func (t *task) free() {
 func (t *task) attempt(e *pick.Endpoint) (err *Error, again bool) {
 	t.begin(e)
 	defer t.end()
-	// Until it is known better, as after a panic in a hook, the client's side is at fault.
-	t.outcome.Cause = CauseClientGone
+	t.x.Hooks.Sent(e)
 	err = t.send()
 	if err == nil {
 		err = t.readHead()
@@ -148,7 +147,8 @@ func (t *task) begin(e *pick.Endpoint) {
 	e.Live.InFlight.Add(1)
 	e.Live.Waiting.Add(1)
 	e.Live.Tokens.Add(int64(t.x.Tokens))
-	t.x.Hooks.Sent(e)
+	// Until it is known better, as after a panic in a hook, the client's side is at fault.
+	t.outcome.Cause = CauseClientGone
 }
 
 // end gives back what the attempt holds. It runs whatever happened.

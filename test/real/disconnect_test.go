@@ -70,13 +70,13 @@ func (s *stack) untilIdle(t *testing.T) {
 	eventually(t, 2*time.Minute, "the engines are idle", func() bool { return s.running(t, s.engines[:2]...) == 0 })
 }
 
-// totals counts over the causal engines the requests finished, which aborted ones are not,
-// and the tokens generated.
+// totals counts over the causal engines the requests that came to their full length and the
+// tokens generated.
 func (s *stack) totals(t *testing.T) (requests, tokens float64) {
 	t.Helper()
 	for _, e := range s.engines[:2] {
 		m := s.scrape(t, e.url)
-		n, found := sum(m, "vllm:request_success_total")
+		n, found := sum(m, "vllm:request_success_total", `finished_reason="length"`)
 		require.Positive(t, found, "requests finished by engine %s", e.name)
 		requests += n
 		n, found = sum(m, "vllm:generation_tokens_total")
