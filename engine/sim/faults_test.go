@@ -129,7 +129,7 @@ func TestFaultsOnTheWire(t *testing.T) {
 			res, err := http.ReadResponse(bufio.NewReader(strings.NewReader(got)), nil)
 			require.NoError(t, err)
 			defer res.Body.Close()
-			require.Equal(t, "data: "+strings.Repeat("a", 1<<20)+"\n\n", readAll(t, res))
+			require.Equal(t, "data: "+strings.Repeat("a", 1<<20)+"\n\ndata: [DONE]\n\n", readAll(t, res))
 		}},
 	}
 	for _, tt := range tests {
