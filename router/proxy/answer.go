@@ -20,38 +20,17 @@ var (
 // only what may yet be tried on another engine without the client noticing: the start of a
 // stream that may be an error event, and a plain answer that fits in the buffer.
 func (t *task) deliver() *Error {
-	t.body.start(&t.head, t.x.Method)
-	good := t.head.status < 300 && !t.head.encoded
-	t.scanning, t.json = good && t.head.sse, good && t.head.json
-	if t.scanning {
-		t.scan.reset()
-	}
-	t.collect = t.body.whole >= 0 && t.body.whole <= bigSize
-	if t.collect && t.body.whole > int64(len(t.buf.b)) {
-		t.buf.grow(t.n)
-	}
-	events := 0
+	t.prepare()
 	for {
 		piece, done, bad := t.decode()
-		if bad != nil && !t.passed && !(t.scanning && t.scan.done) {
-			return t.broken(bad)
-		}
-		if bad == nil && t.holds(piece, done) {
+		switch {
+		case bad == nil && t.holds(piece, done):
 			t.held = len(piece)
-		} else {
-			if !t.passed && t.scanning && t.scan.failedFirst() {
-				return t.fail(CauseTruncated, errEvent)
-			}
-			if !t.passed && t.scanning && done && t.scan.events == 0 && !t.scan.done {
-				return t.fail(CauseTruncated, errEnded)
-			}
-			if err := t.pass(piece); err != nil {
-				return &Error{Cause: CauseClientGone, Err: err}
-			}
-			t.held = 0
-			if n := t.scan.events - events; t.scanning && n > 0 {
-				t.x.Hooks.Events(n, t.now)
-				events += n
+		case bad != nil && !t.passed && !t.complete():
+			return t.broken(bad)
+		default:
+			if err := t.forward(piece, done); err != nil {
+				return err
 			}
 		}
 		switch {
@@ -64,6 +43,45 @@ func (t *task) deliver() *Error {
 			return t.broken(err)
 		}
 	}
+}
+
+// prepare looks at the head for how the body is to be treated.
+func (t *task) prepare() {
+	t.body.start(&t.head, t.x.Method)
+	good := t.head.status < 300 && !t.head.encoded
+	t.scanning, t.json = good && t.head.sse, good && t.head.json
+	if t.scanning {
+		t.scan.reset()
+	}
+	t.events = 0
+	t.collect = t.body.whole >= 0 && t.body.whole <= bigSize
+	if t.collect && t.body.whole > int64(len(t.buf.b)) {
+		t.buf.grow(t.n)
+	}
+}
+
+// complete tells whether a stream has said that it is.
+func (t *task) complete() bool { return t.scanning && t.scan.done }
+
+// forward passes piece on, unless it is the start of a stream that is none.
+func (t *task) forward(piece []byte, done bool) *Error {
+	if t.scanning && !t.passed {
+		if t.scan.failedFirst() {
+			return t.fail(CauseTruncated, errEvent)
+		}
+		if done && t.scan.events == 0 && !t.scan.done {
+			return t.fail(CauseTruncated, errEnded)
+		}
+	}
+	if err := t.pass(piece); err != nil {
+		return &Error{Cause: CauseClientGone, Err: err}
+	}
+	t.held = 0
+	if t.scanning && t.scan.events > t.events {
+		t.x.Hooks.Events(t.scan.events-t.events, t.now)
+		t.events = t.scan.events
+	}
+	return nil
 }
 
 // decode takes the framing off the bytes that came and gives them with the held ones, also
@@ -148,7 +166,7 @@ func (t *task) more() error {
 // broken is the end of an answer that did not end properly.
 func (t *task) broken(err error) *Error {
 	e := t.fail(CauseTruncated, err)
-	if t.scanning && t.scan.done && e.Cause != CauseClientGone {
+	if t.complete() && e.Cause != CauseClientGone {
 		return t.verdict() // all that matters has come
 	}
 	return e

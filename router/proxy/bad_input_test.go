@@ -48,7 +48,7 @@ func TestAnswersThatAreRefused(t *testing.T) {
 			p := newProxy(t, Options{})
 			got := do(t, p, exchange(f.Endpoint), &MemoryClient{})
 			require.Equal(t, CauseProtocol, cause(t, got.Err))
-			require.Zero(t, got.Result.Status)
+			require.Zero(t, got.Status)
 			require.Equal(t, []Stat{{Endpoint: f.ID}}, p.Stats(), "the connection is not used again")
 		})
 	}

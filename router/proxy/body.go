@@ -1,6 +1,9 @@
 package proxy
 
-import "math"
+import (
+	"math"
+	"net/http"
+)
 
 // body takes the framing off an answer's body, whatever the pieces it comes in.
 type body struct {
@@ -16,7 +19,7 @@ type body struct {
 func (b *body) start(h *head, method string) {
 	*b = body{}
 	switch {
-	case method == "HEAD" || h.status == 204 || h.status == 304:
+	case method == http.MethodHead || h.status == http.StatusNoContent || h.status == http.StatusNotModified:
 	case h.chunked:
 		b.chunked, b.whole = true, -1
 	case h.length >= 0:

@@ -55,7 +55,7 @@ func (c *conn) read(p []byte, until time.Time) (int, error) {
 		if err := c.arm(until); err != nil {
 			return 0, err
 		}
-		n, err := c.Conn.Read(p)
+		n, err := c.Read(p)
 		if n > 0 {
 			return n, nil
 		}
@@ -72,7 +72,7 @@ func (c *conn) arm(until time.Time) error {
 		return nil
 	}
 	c.armed = until
-	return c.Conn.SetReadDeadline(until)
+	return c.SetReadDeadline(until)
 }
 
 // early tells whether err is a deadline that passed before until, and forgets that deadline.
@@ -88,10 +88,10 @@ func (c *conn) early(err error, until time.Time) bool {
 func (c *conn) write(until time.Time) error {
 	if c.plain && c.body == nil && len(c.out) <= smallSize {
 		// A few KiB on a connection with nothing in flight never wait for the engine.
-		_, err := c.Conn.Write(c.out)
+		_, err := c.Write(c.out)
 		return err
 	}
-	if err := c.Conn.SetWriteDeadline(until); err != nil {
+	if err := c.SetWriteDeadline(until); err != nil {
 		return err
 	}
 	c.vec = [2][]byte{c.out, c.body}
@@ -104,7 +104,7 @@ func (c *conn) write(until time.Time) error {
 	if err != nil {
 		return err
 	}
-	return c.Conn.SetWriteDeadline(time.Time{})
+	return c.SetWriteDeadline(time.Time{})
 }
 
 // startPlainly is start without help from the system.

@@ -275,7 +275,7 @@ func begin(p *Proxy, x *Exchange, c *MemoryClient) func(tb testing.TB) *trip {
 func (r *trip) check(tb testing.TB, x *Exchange) {
 	tb.Helper()
 	require.Len(tb, r.ended, len(r.sent), "each Sent has one Ended")
-	require.Equal(tb, r.status, r.Result.Status)
+	require.Equal(tb, r.status, r.Status)
 	for _, e := range x.List {
 		requireIdle(tb, e)
 	}
@@ -291,11 +291,4 @@ func cause(tb testing.TB, err error) Cause {
 	var e *Error
 	require.ErrorAs(tb, err, &e)
 	return e.Cause
-}
-
-// drain reads until the other side is done.
-func (r *request) drain() error {
-	_ = r.conn.SetReadDeadline(time.Now().Add(patience))
-	_, err := io.Copy(io.Discard, r.conn)
-	return err
 }

@@ -3,7 +3,6 @@ package proxy
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -180,5 +179,5 @@ func TestTokens(t *testing.T) {
 
 func TestProtocolErrorsAreOne(t *testing.T) {
 	_, err := readPieces([]byte("no"), 2, "POST")
-	require.True(t, errors.Is(err, errProtocol))
+	require.ErrorIs(t, err, errProtocol)
 }

@@ -4,8 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
-	stdlog "log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -202,7 +201,7 @@ func TestHTTPSAndIPv6(t *testing.T) {
 	}
 	require.NoError(t, s.Listener.Close())
 	s.Listener = l
-	s.Config.ErrorLog = stdlog.New(io.Discard, "", 0)
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	roots := x509.NewCertPool()

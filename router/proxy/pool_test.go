@@ -108,7 +108,7 @@ func TestCloseKeepsNothing(t *testing.T) {
 }
 
 func TestJanitorEndsWithClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(*testing.T) {
 		p := New(Options{})
 		time.Sleep(10 * janitorInterval)
 		p.Close()

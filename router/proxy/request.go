@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"errors"
+	"net/http"
 	"os"
 	"strconv"
 	"time"
@@ -68,7 +69,7 @@ func (t *task) request(p []byte) (out, body []byte) {
 		p = append(p, string(e.APIKey)...)
 		p = append(p, '\r', '\n')
 	}
-	if len(x.Body) > 0 || (x.Method != "GET" && x.Method != "HEAD" && x.Method != "DELETE") {
+	if len(x.Body) > 0 || (x.Method != http.MethodGet && x.Method != http.MethodHead && x.Method != http.MethodDelete) {
 		p = append(p, "Content-Length: "...)
 		p = strconv.AppendInt(p, int64(len(x.Body)), 10)
 		p = append(p, '\r', '\n')

@@ -68,7 +68,7 @@ func TestStreamsThatDieTellTheClient(t *testing.T) {
 			}
 			require.Equal(t, want, cause(t, got.Err))
 			require.True(t, strings.HasSuffix(got.body, c.want), got.body)
-			require.Equal(t, 200, got.Result.Status)
+			require.Equal(t, 200, got.Status)
 			require.False(t, got.Cut, "the client was told, so the answer may end properly")
 			require.Equal(t, []string{want.String()}, got.causes(), "no retry after the first byte")
 		})

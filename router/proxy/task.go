@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ type task struct {
 	full     bool // the last read filled the buffer
 	scanning bool // the answer is a stream
 	scan     scanner
+	events   int  // of the stream that Hooks know of
 	json     bool // the answer is plain and may have a usage
 	tail     tail
 	collect  bool // the answer is passed on in one piece
@@ -172,11 +174,11 @@ func (t *task) end() {
 // fault is what the status of the answer says of the engine.
 func (t *task) fault() Cause {
 	switch s := t.head.status; {
-	case s == 429:
+	case s == http.StatusTooManyRequests:
 		return CauseBusy
-	case s < 500 || s == 501 || s == 505:
+	case s < 500 || s == http.StatusNotImplemented || s == http.StatusHTTPVersionNotSupported:
 		return CauseOK
-	case s == 500 && len(t.x.Body) > 0 && t.x.Body[0] == '{' && !utf8.Valid(t.x.Body):
+	case s == http.StatusInternalServerError && len(t.x.Body) > 0 && t.x.Body[0] == '{' && !utf8.Valid(t.x.Body):
 		return CauseOK // it would be the same on every engine
 	}
 	return CauseStatus
@@ -190,7 +192,7 @@ func (t *task) again(c Cause) bool {
 	if c == CauseClientGone || t.tried > o.Retries.Attempts || !now.Before(t.limit) {
 		return false
 	}
-	said := t.head.hasRetryAfter && (t.head.status == 429 || t.head.status == 503)
+	said := t.head.hasRetryAfter && (t.head.status == http.StatusTooManyRequests || t.head.status == http.StatusServiceUnavailable)
 	if said {
 		t.retryAfter = t.head.retryAfter
 	}

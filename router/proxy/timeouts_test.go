@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/router/pick"
 )
 
 // soon is a timeout that a test waits for; long is one that it must not.
@@ -48,7 +49,7 @@ func TestTimeouts(t *testing.T) {
 		}, cause: CauseIdle},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := endpoint("", "")
+			var e *pick.Endpoint
 			if c.script != nil {
 				e = newFake(t, c.script).Endpoint
 			} else {
