@@ -77,7 +77,10 @@ func (e *epoll) run() {
 			return n > 0 || werr != nil
 		})
 		if err != nil || werr != nil {
-			if !errors.Is(err, os.ErrClosed) {
+			e.mu.Lock()
+			closed := e.closed // os has no exported error for a closed file here
+			e.mu.Unlock()
+			if !closed {
 				e.log.Error("clients are no longer watched", "error", errors.Join(err, werr))
 			}
 			return
