@@ -162,30 +162,29 @@ func (c *call) choose(s *pick.Snapshot, body []byte) {
 	c.exchange.AnswerFields = c.answerFields
 }
 
-// finish counts the request and answers it when nothing was sent yet.
+// finish counts the request and answers it when nothing was sent yet. Its error has the
+// client's connection cut.
 func (c *call) finish(client proxy.Client, r proxy.Result) error {
-	e, took := c.edge, time.Since(c.started)
-	if r.Err == nil {
-		c.series.Answered(r.Status, took)
-		c.log(r, took)
-		return nil
-	}
+	took := time.Since(c.started)
+	status, f := r.Status, (*failure)(nil)
 	var p *proxy.Error
-	gone := errors.As(r.Err, &p) && p.Cause == proxy.CauseClientGone
 	switch {
-	case gone:
-		c.series.Answered(clientGone, took)
-	case r.Status != 0: // the head is out: the status can't change, the cut is all that is left
-		c.series.Answered(r.Status, took)
-	default:
-		f := failureOf(r.Err)
-		c.series.Answered(f.status, took)
-		c.log(r, took)
-		return f.send(client, c.route.format, c.answerFields(nil, r.Endpoint))
+	case r.Err == nil:
+	case errors.As(r.Err, &p) && p.Cause == proxy.CauseClientGone:
+		status = clientGone
+	case r.Status == 0:
+		f = failureOf(r.Err)
+		status = f.status
 	}
-	c.log(r, took)
-	e.logger.Debug("answer cut", "request_id", string(c.header.id), "error", r.Err)
-	return r.Err
+	c.series.Answered(status, took)
+	c.log(r, status, took)
+	switch {
+	case f != nil:
+		return f.send(client, c.route.format, c.answerFields(nil, r.Endpoint))
+	case r.Cut || status == clientGone:
+		return r.Err
+	}
+	return nil // whole, or the stream itself told the client of its failure
 }
 
 // refuse answers without an engine.
@@ -199,16 +198,12 @@ func (c *call) refuse(client proxy.Client, f *failure) error {
 }
 
 // log tells of a request at debug; nothing is logged per request above it.
-func (c *call) log(r proxy.Result, took time.Duration) {
+func (c *call) log(r proxy.Result, status int, took time.Duration) {
 	if !c.edge.debug {
 		return
 	}
-	endpoint := ""
-	if r.Endpoint != nil {
-		endpoint = r.Endpoint.ID
-	}
 	c.edge.logger.Debug("request", "request_id", string(c.header.id), "route", c.route.name, "model", c.group.Model,
-		"endpoint", endpoint, "status", r.Status, "attempts", r.Attempts, "seconds", took.Seconds(), "error", r.Err)
+		"endpoint", r.Endpoint.ID, "status", status, "attempts", r.Attempts, "seconds", took.Seconds(), "error", r.Err)
 }
 
 // answerFields adds the router's own header lines; ep is nil when no engine was reached.

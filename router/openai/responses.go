@@ -87,5 +87,8 @@ func (e *Edge) forward(c *gin.Context, client proxy.Client, ep *pick.Endpoint, b
 	if r.Err != nil && r.Status == 0 {
 		return failureOf(r.Err).send(client, formatOpenAI, nil)
 	}
-	return r.Err
+	if r.Cut {
+		return r.Err
+	}
+	return nil
 }
