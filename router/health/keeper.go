@@ -172,6 +172,14 @@ func (k *Keeper) Report(e *pick.Endpoint, o proxy.Outcome) {
 	}
 }
 
+// Overdue takes in that e has answered nobody for as long as a first byte may take, while
+// an answer is waited for. It never blocks.
+func (k *Keeper) Overdue(e *pick.Endpoint) {
+	if m := k.members.Load().byLive[e.Live]; m != nil {
+		m.take(input{event: requestOverdue}, nil)
+	}
+}
+
 // Scraped gives what an endpoint's /metrics said last; false when that is too long ago or
 // the endpoint is unknown.
 func (k *Keeper) Scraped(id string) (engine.Metrics, bool) {

@@ -22,16 +22,17 @@ func (s state) String() string { return [...]string{"new", "up", "down", "hung"}
 type event uint8
 
 const (
-	healthGood    event = iota // /health answered
-	healthRefused              // nothing listens
-	healthSick                 // /health answered with a 5xx
-	healthSilent               // /health did not answer, or not in HTTP
-	inferGood                  // the inference probe passed
-	inferRefused               // nothing listens
-	inferBad                   // it failed at once
-	inferSlow                  // it failed by its timeout
-	requestGood                // a request ended well
-	requestBad                 // a request failed
+	healthGood     event = iota // /health answered
+	healthRefused               // nothing listens
+	healthSick                  // /health answered with a 5xx
+	healthSilent                // /health did not answer, or not in HTTP
+	inferGood                   // the inference probe passed
+	inferRefused                // nothing listens
+	inferBad                    // it failed at once
+	inferSlow                   // it failed by its timeout
+	requestGood                 // a request ended well
+	requestBad                  // a request failed
+	requestOverdue              // a plain answer has not begun while the engine answered nobody
 )
 
 // input is an event with what matters of its circumstances.
@@ -62,6 +63,7 @@ type machine struct {
 	requests int // requests failed since one succeeded
 	trips    int // ejections as hung and inference probes failed since a request succeeded
 	slow     bool
+	doubted  bool   // in service, but an inference probe is to tell whether it hangs
 	epoch    int    // counts ejections; a probe begun in an earlier one is no proof
 	reason   string // of the last ejection
 }
@@ -76,28 +78,42 @@ func (m machine) next(in input, ejectAfter int) machine {
 		}
 	case healthRefused, healthSick, healthSilent:
 		return m.healthFailed(in, ejectAfter)
+	case requestOverdue:
+		m.doubted = m.state == stateUp
 	case inferGood:
+		m.doubted = false
 		if m.state == stateHung {
 			m = m.admit()
 		}
 	case inferRefused, inferBad, inferSlow:
-		if m.state == stateHung {
-			m.trips++
-			m.slow = in.event == inferSlow
-			if in.event == inferRefused {
-				m.state = stateDown
-			}
-		}
+		return m.inferFailed(in)
 	case requestGood:
 		switch {
 		case m.state == stateUp:
-			m.probes, m.requests, m.trips, m.slow = 0, 0, 0, false
+			m.probes, m.requests, m.trips, m.slow, m.doubted = 0, 0, 0, false, false
 		case !in.late:
 			m = m.admit()
 			m.trips, m.slow = 0, false
 		}
 	case requestBad:
 		return m.requestFailed(in, ejectAfter)
+	}
+	return m
+}
+
+func (m machine) inferFailed(in input) machine {
+	switch {
+	case m.state == stateUp && m.doubted && in.event == inferRefused:
+		return m.eject(stateDown, reasonRefused)
+	case m.state == stateUp && m.doubted:
+		m.slow = in.event == inferSlow
+		return m.eject(stateHung, proxy.CauseFirstByte.String())
+	case m.state == stateHung:
+		m.trips++
+		m.slow = in.event == inferSlow
+		if in.event == inferRefused {
+			m.state = stateDown
+		}
 	}
 	return m
 }
@@ -156,7 +172,7 @@ func (m machine) admit() machine {
 }
 
 func (m machine) eject(to state, reason string) machine {
-	m.state, m.reason = to, reason
+	m.state, m.reason, m.doubted = to, reason, false
 	m.epoch++
 	if to == stateHung {
 		m.trips++
@@ -166,7 +182,7 @@ func (m machine) eject(to state, reason string) machine {
 
 // calm tells that a good request would change nothing.
 func (m machine) calm() bool {
-	return m.state == stateUp && m.probes == 0 && m.requests == 0 && m.trips == 0
+	return m.state == stateUp && m.probes == 0 && m.requests == 0 && m.trips == 0 && !m.doubted
 }
 
 // Pace of probes outside of the configured one.

@@ -53,6 +53,13 @@ func TestMachine(t *testing.T) {
 		{"one stall ejects", up, []input{bad(proxy.CauseIdle)}, stateHung, "idle_timeout"},
 		{"a first-byte timeout while /health fails is a dead server", up, []input{on(healthSilent), bad(proxy.CauseFirstByte)}, stateDown, "first_byte_timeout"},
 
+		{"an overdue answer alone does not eject", up, []input{on(requestOverdue), on(healthGood)}, stateUp, ""},
+		{"a failed inference probe after it does", up, []input{on(requestOverdue), on(inferSlow)}, stateHung, "first_byte_timeout"},
+		{"a refused one too", up, []input{on(requestOverdue), on(inferRefused)}, stateDown, "refused"},
+		{"a good one takes the doubt away", up, []input{on(requestOverdue), on(inferGood), on(inferBad)}, stateUp, ""},
+		{"so does a good request", up, []input{on(requestOverdue), on(requestGood), on(inferBad)}, stateUp, ""},
+		{"an overdue answer says nothing of an ejected endpoint", append(up, on(healthRefused)), []input{on(requestOverdue), on(healthGood), on(inferBad)}, stateUp, "refused"},
+
 		{"down comes back by a good probe", append(up, on(healthRefused)), []input{on(healthGood)}, stateUp, "refused"},
 		{"down stays by a bad one", append(up, on(healthRefused)), []input{on(healthSilent), on(healthSick)}, stateDown, "refused"},
 		{"down stays when an earlier request ends well", append(up, on(healthRefused)), []input{late}, stateDown, "refused"},
@@ -109,7 +116,7 @@ func TestMachineProperties(t *testing.T) {
 	draw := rapid.Custom(func(t *rapid.T) input {
 		return input{
 			event: rapid.Custom(func(t *rapid.T) event {
-				return event(rapid.IntRange(int(healthGood), int(requestBad)).Draw(t, "event"))
+				return event(rapid.IntRange(int(healthGood), int(requestOverdue)).Draw(t, "event"))
 			}).Draw(t, "event"),
 			cause:  proxy.Cause(rapid.IntRange(int(proxy.CauseConnect), int(proxy.CauseIdle)).Draw(t, "cause")),
 			recent: rapid.Bool().Draw(t, "recent"),
@@ -124,7 +131,8 @@ func TestMachineProperties(t *testing.T) {
 			before := m
 			m = m.next(in, ejectAfter)
 
-			failed := in.event == requestBad || in.event >= healthRefused && in.event <= healthSilent
+			failed := in.event == requestBad || in.event >= healthRefused && in.event <= healthSilent ||
+				before.doubted && in.event >= inferRefused && in.event <= inferSlow
 			if failed {
 				failures++
 			}

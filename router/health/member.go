@@ -63,7 +63,9 @@ func (m *member) take(in input, err error) {
 	before := m.machine
 	m.machine = before.next(in, ejectAfter)
 	m.calm.Store(m.machine.calm())
+	m.live.Hung.Store(m.machine.state == stateHung)
 	changed := m.machine.state != before.state
+	doubted := m.machine.doubted && !before.doubted
 	if changed {
 		m.since = time.Now()
 		m.view = nil
@@ -78,6 +80,8 @@ func (m *member) take(in input, err error) {
 	m.mu.Unlock()
 	if changed {
 		m.keeper.touch()
+	}
+	if changed || doubted {
 		m.poke()
 	}
 }
@@ -216,6 +220,9 @@ func (m *member) due(t task, s *schedule) (at time.Time, wanted bool) {
 	case taskHealth:
 		every, wanted = m.machine.healthEvery(time.Duration(h.Interval)), true
 	case taskInfer:
+		if m.machine.doubted {
+			return s.last[t].Add(hungFirst), true
+		}
 		if m.machine.state != stateHung {
 			return at, false
 		}

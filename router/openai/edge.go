@@ -28,6 +28,8 @@ type Fleet interface {
 	Snapshot() *pick.Snapshot
 	// Report tells how an attempt at an endpoint ended; never blocking.
 	Report(e *pick.Endpoint, o proxy.Outcome)
+	// Overdue tells that an endpoint has answered nobody for the time of a first byte.
+	Overdue(e *pick.Endpoint)
 	// Ready tells whether some model can be served.
 	Ready() bool
 	// Scraped is what an endpoint's own /metrics said last, false when that is not known.

@@ -31,6 +31,7 @@ type fixedFleet struct {
 
 func (f *fixedFleet) Snapshot() *pick.Snapshot                 { return f.snapshot }
 func (f *fixedFleet) Report(_ *pick.Endpoint, o proxy.Outcome) { f.reports = append(f.reports, o) }
+func (f *fixedFleet) Overdue(*pick.Endpoint)                   {}
 func (f *fixedFleet) Ready() bool                              { return true }
 func (f *fixedFleet) Scraped(string) (engine.Metrics, bool)    { return engine.Metrics{}, false }
 

@@ -43,6 +43,9 @@ func (c *call) First(ep *pick.Endpoint, status int, p []byte, now time.Time) {
 	}
 }
 
+// Overdue implements proxy.Hooks.
+func (c *call) Overdue(ep *pick.Endpoint) { c.edge.fleet.Overdue(ep) }
+
 // Events implements proxy.Hooks.
 func (c *call) Events(n int, now time.Time) {
 	if n > 0 && !c.last.IsZero() && now.After(c.last) {
@@ -128,5 +131,6 @@ type reportOnly struct{ fleet Fleet }
 
 func (reportOnly) Sent(*pick.Endpoint)                          {}
 func (reportOnly) First(*pick.Endpoint, int, []byte, time.Time) {}
+func (r reportOnly) Overdue(ep *pick.Endpoint)                  { r.fleet.Overdue(ep) }
 func (reportOnly) Events(int, time.Time)                        {}
 func (r reportOnly) Ended(ep *pick.Endpoint, o proxy.Outcome)   { r.fleet.Report(ep, o) }

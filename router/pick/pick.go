@@ -31,6 +31,8 @@ type Live struct {
 	InFlight atomic.Int64 // requests sent and not ended
 	Waiting  atomic.Int64 // of these, requests without a first byte
 	Tokens   atomic.Int64 // estimated prompt tokens of requests in flight
+	Heard    atomic.Int64 // when bytes of an answer came last, to whomever; Unix nanoseconds, 0 for never
+	Hung     atomic.Bool  // ejected because its inference does not answer
 }
 
 // Request is what a policy may know of a request.

@@ -153,6 +153,7 @@ func (t *task) more() error {
 	p := t.buf.b[t.held:]
 	n, err := t.conn.read(p, t.until)
 	t.n, t.full, t.now = n, n == len(p), time.Now()
+	t.endpoint.Live.Heard.Store(t.now.UnixNano())
 	if err != nil && errors.Is(err, io.EOF) {
 		if t.body.toEOF {
 			t.body.ended = true

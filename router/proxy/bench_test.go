@@ -18,6 +18,8 @@ import (
 // null is Client and Hooks that do as little as can be.
 type null struct{ countClient }
 
+func (*null) Overdue(*pick.Endpoint) {}
+
 func (*null) Sent(*pick.Endpoint)                          {}
 func (*null) First(*pick.Endpoint, int, []byte, time.Time) {}
 func (*null) Events(int, time.Time)                        {}

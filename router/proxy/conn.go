@@ -21,7 +21,10 @@ type conn struct {
 	reused   bool
 	partial  bool      // the request was not sent in full
 	armed    time.Time // the read deadline that is set, zero for none
-	since    time.Time // idle since
+	checkAt  time.Time // when check is asked, zero for never
+	// check tells of a wait that goes on whether to give it up, and when to ask again.
+	check func(now time.Time) (next time.Time, giveUp bool)
+	since time.Time // idle since
 
 	// The request on its way, for step.
 	step  func(fd uintptr) bool
@@ -68,6 +71,9 @@ func (c *conn) read(p []byte, until time.Time) (int, error) {
 // arm sees to it that a read ends at until or before. Setting a deadline costs more than a
 // look at the clock, so one that ends too early is left alone and set anew when it has passed.
 func (c *conn) arm(until time.Time) error {
+	if !c.checkAt.IsZero() && c.checkAt.Before(until) {
+		until = c.checkAt
+	}
 	if !c.armed.IsZero() && !c.armed.After(until) {
 		return nil
 	}
@@ -76,12 +82,19 @@ func (c *conn) arm(until time.Time) error {
 }
 
 // early tells whether err is a deadline that passed before until, and forgets that deadline.
+// A wait that check gives up has come to its end.
 func (c *conn) early(err error, until time.Time) bool {
-	if !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(until) {
+	now := time.Now()
+	if !errors.Is(err, os.ErrDeadlineExceeded) || !now.Before(until) {
 		return false
 	}
 	c.armed = time.Time{}
-	return true
+	if c.checkAt.IsZero() || now.Before(c.checkAt) {
+		return true
+	}
+	next, giveUp := c.check(now)
+	c.checkAt = next
+	return !giveUp
 }
 
 // write sends the request that start was given.

@@ -198,9 +198,18 @@ type log struct {
 	ended  []Outcome
 	first  []string
 	events int
+
+	overdue   int
+	onOverdue func(*pick.Endpoint)
 }
 
-func (l *log) Sent(e *pick.Endpoint)     { l.sent = append(l.sent, e.ID) }
+func (l *log) Sent(e *pick.Endpoint) { l.sent = append(l.sent, e.ID) }
+func (l *log) Overdue(e *pick.Endpoint) {
+	l.overdue++
+	if l.onOverdue != nil {
+		l.onOverdue(e)
+	}
+}
 func (l *log) Events(n int, _ time.Time) { l.events += n }
 func (l *log) First(_ *pick.Endpoint, status int, p []byte, _ time.Time) {
 	l.first = append(l.first, fmt.Sprintf("%d %s", status, p))

@@ -57,6 +57,9 @@ type Hooks interface {
 	// First: an answer begins to go to the client, p being the first bytes of its body, empty
 	// when it has none. The client has not seen it yet. p is valid during the call.
 	First(e *pick.Endpoint, status int, p []byte, now time.Time)
+	// Overdue: a plain answer has not begun in the time that a stream's first byte has, and
+	// the engine has answered nobody else meanwhile. It is said again every second.
+	Overdue(e *pick.Endpoint)
 	// Events: n more SSE events of a stream have come.
 	Events(n int, now time.Time)
 	// Ended: the attempt is over.

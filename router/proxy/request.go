@@ -29,8 +29,13 @@ func (t *task) send() *Error {
 			return t.fail(CauseClientGone, errGone)
 		}
 		out, body := t.request(t.buf.b[:0])
-		t.wait(time.Now(), t.opts.firstByte(t.x.Stream))
+		now := time.Now()
+		t.wait(now, t.opts.firstByte(t.x.Stream))
+		if !t.x.Stream {
+			c.checkAt, c.check = now.Add(time.Duration(t.opts.Timeouts.FirstByte)), t.look
+		}
 		n, err := c.start(out, body, t.buf.b, t.until)
+		c.checkAt, c.check = time.Time{}, nil
 		if err == nil {
 			t.n = n
 			return nil
@@ -41,6 +46,24 @@ func (t *task) send() *Error {
 			return t.fail(CauseReset, err)
 		}
 	}
+}
+
+// overdueEvery is the time between two looks at an engine that may hang.
+const overdueEvery = time.Second
+
+// overdue looks at a plain answer that has not begun in the time that a stream's first byte
+// has. That alone says nothing: it begins when all of it is generated. But when the engine
+// has answered nobody else meanwhile it may hang, and when it does, waiting on is in vain.
+func (t *task) overdue(now time.Time) (next time.Time, giveUp bool) {
+	live, patience := t.endpoint.Live, time.Duration(t.opts.Timeouts.FirstByte)
+	if heard := time.Unix(0, live.Heard.Load()); now.Sub(heard) < patience {
+		return now.Add(max(patience-now.Sub(heard), overdueEvery)), false
+	}
+	if live.Hung.Load() {
+		return time.Time{}, true
+	}
+	t.x.Hooks.Overdue(t.endpoint)
+	return now.Add(overdueEvery), false
 }
 
 // failDial is fail for a connection that could not be made.
@@ -117,6 +140,7 @@ func (t *task) readHead() *Error {
 			continue
 		}
 		t.now = time.Now()
+		t.endpoint.Live.Heard.Store(t.now.UnixNano())
 		if t.fields, err = t.head.parse(t.buf.b[:end], t.fields[:0], t.now); err != nil {
 			t.head.status = 0
 			return t.fail(CauseProtocol, err)

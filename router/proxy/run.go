@@ -31,7 +31,11 @@ func New(o Options) *Proxy {
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	p.tasks.New = func() any { return &task{proxy: p} }
+	p.tasks.New = func() any {
+		t := &task{proxy: p}
+		t.look = t.overdue
+		return t
+	}
 	p.opts.Store(o.withDefaults())
 	p.pools.Store(&map[string]*pool{})
 	go p.janitor()

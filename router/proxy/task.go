@@ -21,7 +21,8 @@ type task struct {
 	proxy *Proxy
 	opts  *Options
 	x     *Exchange
-	limit time.Time // of the whole request
+	limit time.Time                         // of the whole request
+	look  func(time.Time) (time.Time, bool) // overdue, made once
 
 	// What Cancel needs.
 	mu   sync.Mutex

@@ -100,3 +100,49 @@ func TestDefaults(t *testing.T) {
 	}, o.Timeouts)
 	require.Equal(t, 1024, o.IdleConnections)
 }
+
+func TestPlainAnswersLeaveAnEngineThatHangs(t *testing.T) {
+	hung, good := newFake(t, hang), newFake(t, func(r *request) bool {
+		r.say(plain(200, "hi"))
+		return true
+	})
+	x := exchange(hung.Endpoint, good.Endpoint)
+	l := &log{onOverdue: func(e *pick.Endpoint) { e.Live.Hung.Store(true) }} // as health does when a probe fails too
+	x.Hooks = l
+	c := &MemoryClient{}
+	x.Client = c
+	p := newProxy(t, Options{Timeouts: mobula.Timeouts{FirstByte: soon, Plain: long}, Retries: mobula.Retries{Attempts: 1, Budget: 1}})
+	got := p.Do(x)
+	require.NoError(t, got.Err)
+	require.Same(t, good.Endpoint, got.Endpoint)
+	require.Equal(t, 1, l.overdue)
+	require.Equal(t, CauseFirstByte, l.ended[0].Cause)
+	require.Zero(t, hung.Live.InFlight.Load())
+}
+
+func TestPlainAnswersAreWaitedForWhileTheEngineAnswersOthers(t *testing.T) {
+	f := newFake(t, func(r *request) bool {
+		time.Sleep(5 * time.Duration(soon))
+		r.say(plain(200, "late"))
+		return true
+	})
+	f.Live.Hung.Store(true) // an engine that answers is not left, whatever is thought of it
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(soon) / 10):
+				f.Live.Heard.Store(time.Now().Add(time.Minute).UnixNano())
+			}
+		}
+	}()
+	f.Live.Heard.Store(time.Now().Add(time.Minute).UnixNano())
+	got := do(t, newProxy(t, Options{Timeouts: mobula.Timeouts{FirstByte: soon, Plain: long}}), exchange(f.Endpoint), &MemoryClient{})
+	close(stop)
+	<-done
+	require.NoError(t, got.Err)
+	require.Equal(t, "late", got.body)
+}

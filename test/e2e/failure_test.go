@@ -98,6 +98,24 @@ func TestRow28HungEngineIsLeftAndTakenBack(t *testing.T) {
 	r.idle()
 }
 
+// Plain requests have a long timeout, for their first byte comes with their last: what
+// finds the engine is that it answers nobody, not even a probe.
+func TestHungEngineGivesItsPlainRequestsUp(t *testing.T) {
+	good, hung := startEngine(t, sim.Options{Model: "m"}), startEngine(t, sim.Options{Model: "m"})
+	r := startRouter(t, fleetOf("router:\n  policy: {name: roundrobin}\n  timeouts: {firstByte: 1s, plain: 10m}\n", good.url, hung.url))
+	require.NoError(t, hung.SetFault(sim.Fault{Kind: sim.FaultHangInference}))
+	for i := range 10 {
+		a := r.chat(fmt.Sprint(i))
+		require.NoError(t, a.err)
+		require.Equal(t, http.StatusOK, a.status, a.body)
+		require.Equal(t, good.url, a.endpoint())
+	}
+	require.Positive(t, r.metric("mobula_router_ejections_total", "endpoint", hung.url))
+	hung.ClearFault()
+	r.eventually("taken back", func() bool { return r.chat("back").endpoint() == hung.url })
+	r.idle()
+}
+
 func TestFailuresBeforeTheFirstByteReachNoClient(t *testing.T) {
 	for name, f := range map[string]sim.Fault{
 		"refuse":               {Kind: sim.FaultRefuse},
