@@ -41,8 +41,11 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s)
 	@for pkg in $$($(GO) list ./...); do \
 		targets=$$($(GO) test -list '^Fuzz' $$pkg) || { echo "$$targets"; exit 1; }; \
 		for target in $$(grep '^Fuzz' <<<"$$targets"); do \
-			echo "$$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+			if out=$$($(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg 2>&1); then \
+				tail -n1 <<<"$$out" | sed "s/$$/ $$target/"; \
+			elif grep -q 'context deadline exceeded' <<<"$$out" && ! grep -q 'Failing input' <<<"$$out"; then \
+				echo "ok   $$pkg $$target (Go's fuzzer was late to stop, which is no finding)"; \
+			else echo "$$out"; exit 1; fi; \
 		done; \
 	done
 

@@ -4,6 +4,7 @@
 package metrics
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -117,10 +118,7 @@ func (s *Set) Model(model, route string) *Model {
 		prompt: s.tokens.WithLabelValues(model, "prompt"), cached: s.tokens.WithLabelValues(model, "cached"),
 		generated: s.tokens.WithLabelValues(model, "generated"), in: s.incoming.WithLabelValues(model),
 	}
-	next := make(map[modelKey]*Model, len(old)+1)
-	for k, v := range old {
-		next[k] = v
-	}
+	next := maps.Clone(old)
 	next[k] = m
 	s.models.Store(&next)
 	return m
@@ -185,10 +183,7 @@ func (s *Set) Endpoint(id string) *Endpoint {
 		return e
 	}
 	e := &Endpoint{ok: s.attempts.WithLabelValues(id, "ok"), models: map[string]*endpointModel{}}
-	next := make(map[string]*Endpoint, len(old)+1)
-	for k, v := range old {
-		next[k] = v
-	}
+	next := maps.Clone(old)
 	next[id] = e
 	s.endpoints.Store(&next)
 	return e

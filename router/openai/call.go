@@ -27,7 +27,6 @@ type call struct {
 	list     [maxDepth]*pick.Endpoint
 	exchange proxy.Exchange
 	patched  []byte // the body under another model name
-	answer   []byte // scratch for answer header lines
 
 	// of the attempt under way
 	ticket    pick.Ticket

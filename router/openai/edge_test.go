@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -73,8 +74,8 @@ type bench struct {
 	registry *prometheus.Registry
 }
 
-func newBench(t testing.TB, policy string, models ...string) *bench {
-	t.Helper()
+func newBench(tb testing.TB, policy string, models ...string) *bench {
+	tb.Helper()
 	var endpoints []*pick.Endpoint
 	for i := range 4 {
 		e := pick.NewEndpoint(mobula.Endpoint{ID: fmt.Sprintf("http://e%d", i), URL: fmt.Sprintf("http://e%d", i)}, &pick.Live{})
@@ -85,7 +86,7 @@ func newBench(t testing.TB, policy string, models ...string) *bench {
 		endpoints = append(endpoints, e)
 	}
 	p, err := pick.New(pick.Options{Name: policy})
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	fleet := mobula.Default()
 	b := &bench{
 		doer: &doer{answer: `{"id":"resp_1"}`}, registry: prometheus.NewRegistry(),
@@ -188,7 +189,7 @@ func TestRow03NothingLeaksPerRequest(t *testing.T) {
 		b := newBench(t, policy, "m")
 		play := func(n int) {
 			for i := range n {
-				w := b.post("/v1/chat/completions", fmt.Sprintf(`{"model":"m","user":"u%d","messages":[{"role":"user","content":"hi"}]}`, i), "X-Request-Id", fmt.Sprint(i))
+				w := b.post("/v1/chat/completions", fmt.Sprintf(`{"model":"m","user":"u%d","messages":[{"role":"user","content":"hi"}]}`, i), "X-Request-Id", strconv.Itoa(i))
 				require.Equal(t, http.StatusOK, w.Code)
 				b.fleet.reports = nil
 			}

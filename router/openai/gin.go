@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -192,7 +193,7 @@ func (c *ginClient) Head(status int, fields []byte, length int64) error {
 		}
 	}
 	if length >= 0 {
-		h.Set("Content-Length", fmt.Sprint(length))
+		h.Set("Content-Length", strconv.FormatInt(length, 10))
 	}
 	c.stream = length < 0
 	c.w.WriteHeader(status)

@@ -11,7 +11,6 @@ import (
 type span struct{ from, to int }
 
 func (s span) of(b []byte) []byte { return b[s.from:s.to] }
-func (s span) found() bool        { return s.to > s.from }
 
 // fields is what the router needs of a request's body. Spans of strings are without quotes.
 type fields struct {

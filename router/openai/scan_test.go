@@ -3,7 +3,7 @@ package openai
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -109,7 +109,7 @@ func FuzzScanBody(f *testing.F) {
 		require.NoError(t, err)
 		var model string
 		if raw, ok := want["model"]; ok && json.Unmarshal(raw, &model) == nil && json.Valid(raw) {
-			require.Equal(t, model, strings.ToValidUTF8(string(got.name), "�"), fmt.Sprintf("%q", b))
+			require.Equal(t, model, strings.ToValidUTF8(string(got.name), "�"), "%q", b)
 		}
 		require.Equal(t, string(want["stream"]) == "true", got.stream)
 	})
@@ -138,7 +138,7 @@ func BenchmarkScanBody(b *testing.B) {
 	for _, size := range []int{200, 32 << 10, 220 << 10, 1 << 20} {
 		text := strings.Repeat("The quick brown fox jumps over the lazy dog.\\n", size/46+1)[:size]
 		body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + strings.TrimRight(text, `\`) + `"}],"stream":true,"max_tokens":16}`)
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {

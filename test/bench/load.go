@@ -311,11 +311,13 @@ func (o *opts) run() *Report {
 		slices.Sort(d)
 	}
 	n := len(rec.lat)
-	rep := &Report{Reqs: n, Errors: rec.errs, FirstErr: rec.firstErr, Seconds: sec, RPS: float64(n) / sec,
+	rep := &Report{
+		Reqs: n, Errors: rec.errs, FirstErr: rec.firstErr, Seconds: sec, RPS: float64(n) / sec,
 		LatP50: quant(rec.lat, .5), LatP95: quant(rec.lat, .95), LatP99: quant(rec.lat, .99),
 		FirstP50: quant(rec.first, .5), FirstP95: quant(rec.first, .95), FirstP99: quant(rec.first, .99),
 		GapP50: quant(rec.gaps, .5), GapP99: quant(rec.gaps, .99),
-		RouterCPU: rc / sec, MockCPU: mc / sec, LoadCPU: lc / sec, ForeignCPU: max(0, (bc-rc-mc-lc)/sec), RSS: peak, RSSBefore: rss0, RSSAfter: rss1}
+		RouterCPU: rc / sec, MockCPU: mc / sec, LoadCPU: lc / sec, ForeignCPU: max(0, (bc-rc-mc-lc)/sec), RSS: peak, RSSBefore: rss0, RSSAfter: rss1,
+	}
 	if n > 0 {
 		for _, d := range rec.first {
 			rep.FirstMean += d.Seconds() * 1000 / float64(n)
@@ -449,7 +451,7 @@ func getJSON(url string, v any) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != 200 {
+	if resp.StatusCode != http.StatusOK {
 		return errors.New(resp.Status)
 	}
 	return json.Unmarshal(b, v)

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ type mockCfg struct {
 	ttft, itl, perToken time.Duration
 	tokens, slots       int
 	kvBlocks            int
-	chunk, last, plain  []byte // prepared bytes
+	chunk, last         []byte // prepared bytes
 }
 
 type engine struct {
@@ -302,11 +303,11 @@ func (e *engine) insert(text []byte) {
 	defer e.mu.Unlock()
 	var hs []uint64
 	chain(text, func(h uint64) bool { hs = append(hs, h); return true })
-	for i := len(hs) - 1; i >= 0; i-- {
-		if el := e.blocks[hs[i]]; el != nil {
+	for _, h := range slices.Backward(hs) {
+		if el := e.blocks[h]; el != nil {
 			e.lru.MoveToFront(el)
 		} else {
-			e.blocks[hs[i]] = e.lru.PushFront(hs[i])
+			e.blocks[h] = e.lru.PushFront(h)
 		}
 	}
 	for e.lru.Len() > e.cfg.kvBlocks {
