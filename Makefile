@@ -1,7 +1,7 @@
 # Mobula: `make run` builds and starts it, `make test` passes the tests; `make help` lists the rest.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := build
-.PHONY: build run test test-real bench lint fmt fuzz generate check clean help
+.PHONY: build run test test-real bench bench-peers lint fmt fuzz generate check clean help
 
 GO       ?= go
 # Only for builds outside a git checkout: else the version is the commit's.
@@ -27,6 +27,9 @@ test: ## Vet, and run all tests with the race detector
 
 test-real: ## Run the tests against real vLLM on the CPU; the first time sets it up (6 GB)
 	dir=$$(test/real/setup.sh) && MOBULA_REAL_DIR=$$dir $(GO) test -tags real -count=1 -timeout 40m -v ./test/real/...
+
+bench-peers: ## Install the peers of `make bench`: Rust routers from PyPI; nginx and HAProxy from Debian as root
+	test/bench/peers.sh
 
 bench: build ## Measure the router beside its peers; ARGS='-h' lists the options
 	$(GO) run ./test/bench $(ARGS)
@@ -59,7 +62,7 @@ clean: ## Remove what was built
 	rm -rf bin
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '%-10s %s\n' "$$t" "$$d"; done
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '%-12s %s\n' "$$t" "$$d"; done
 
 $(LINT):
 	GOBIN=$(dir $@) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

@@ -63,15 +63,9 @@ func (c *call) chatRequest(p *params) (*chatRequest, *apiError) {
 	if _, given := p.get("messages"); !given {
 		p.missing("messages")
 	}
-	sp, err := p.sampling()
+	sp, err := c.sampling(p, apiChat)
 	if err != nil {
 		return nil, err
-	}
-	if n, given := p.int("max_completion_tokens"); given {
-		sp.max = n
-	}
-	if p.bool("logprobs", false) {
-		sp.logprobs, _ = p.int("top_logprobs")
 	}
 	tools, hasTools := p.list("tools")
 	choice, hasChoice := p.get("tool_choice")
@@ -82,8 +76,6 @@ func (c *call) chatRequest(p *params) (*chatRequest, *apiError) {
 		return nil, err
 	}
 	switch {
-	case sp.logprobs > maxLogprobs:
-		return nil, badRequest("logprobs", "Requested sample logprobs of %d, which is greater than max allowed: %d (parameter=logprobs, value=%d)", sp.logprobs, maxLogprobs, sp.logprobs)
 	case !ok || count(messages) == 0:
 		return nil, badRequest("", "Cannot apply chat template to an empty conversation. Provide at least one message.")
 	case open && generation:
@@ -113,10 +105,7 @@ func (c *call) finishRequest(q *chatRequest, format gjson.Result) *apiError {
 	if c.e.opts.ForceUsage {
 		q.sampling.usage, q.sampling.allUsage = true, true
 	}
-	if err := q.sampling.checkMax(c.e.opts.MaxModelLen, false); err != nil {
-		return err
-	}
-	if err := c.e.checkLength(&q.in, q.sampling, true); err != nil {
+	if err := c.e.check(&q.in, q.sampling); err != nil {
 		return err
 	}
 	if schema := answerSchema(q.tool, format); schema.Exists() {
@@ -220,23 +209,33 @@ func (e *Engine) template(talk []message, generation, open bool) []int32 {
 	return ids
 }
 
-// checkLength tells whether a prompt fits the context and leaves room for an answer; an
-// answer that asks for more room than there is gets what there is. text tells that the
-// prompt was not given as ids: it was only read as far as it could fit.
-func (e *Engine) checkLength(in *input, sp *sampling, text bool) *apiError {
+// check tells whether a conversation can be answered, in the order in which vLLM looks.
+func (e *Engine) check(in *input, sp *sampling) *apiError {
+	if err := sp.fits(e.opts.MaxModelLen); err != nil {
+		return err
+	}
+	if err := e.checkLength(in, true); err != nil {
+		return err
+	}
+	if err := sp.inRange(len(in.ids), e.opts.MaxModelLen); err != nil {
+		return err
+	}
+	return sp.checkChoices(1)
+}
+
+// checkLength tells whether a prompt fits the context. text tells that the prompt was not
+// given as ids: it was only read as far as it could fit.
+func (e *Engine) checkLength(in *input, text bool) *apiError {
 	n, limit := len(in.ids), e.opts.MaxModelLen
 	if text {
 		n = min(n, limit+1)
 	}
-	switch {
-	case n > limit:
-		atLeast := ""
-		if n == limit+1 {
-			atLeast = "at least " // vLLM can't tell either
-		}
-		return badRequest("input_tokens", "This model's maximum context length is %d tokens. However, your prompt contains %s%d input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=%d)", limit, atLeast, n, n)
-	case n == limit && sp.max != 0:
-		return badRequest("max_tokens", "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)")
+	if n <= limit {
+		return nil
 	}
-	return nil
+	atLeast := ""
+	if n == limit+1 {
+		atLeast = "at least " // vLLM can't tell either
+	}
+	return badRequest("input_tokens", "This model's maximum context length is %d tokens. However, your prompt contains %s%d input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=%d)", limit, atLeast, n, n)
 }

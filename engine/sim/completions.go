@@ -8,9 +8,6 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// defaultCompletion is how many tokens /v1/completions gives when the request does not say.
-const defaultCompletion = 16
-
 // completionRequest is a checked request of the completions API.
 type completionRequest struct {
 	id, name string
@@ -56,7 +53,7 @@ func (c *call) completions() {
 
 // completeAll generates, unless nothing but an echo was asked for.
 func (c *call) completeAll(q *completionRequest, seqs []*seq, emit func(*seq, *step) error) error {
-	if q.sampling.max != 0 {
+	if !q.sampling.onlyEcho {
 		return c.e.generateAll(c, seqs, emit)
 	}
 	for i, s := range seqs {
@@ -69,12 +66,9 @@ func (c *call) completeAll(q *completionRequest, seqs []*seq, emit func(*seq, *s
 }
 
 func (c *call) completionRequest(p *params) (*completionRequest, *apiError) {
-	sp, err := p.sampling()
+	sp, err := c.sampling(p, apiCompletions)
 	if err != nil {
 		return nil, err
-	}
-	if n, ok := p.int("logprobs"); ok {
-		sp.logprobs = n
 	}
 	salt := p.string("cache_salt")
 	q := &completionRequest{id: c.id("cmpl-"), created: time.Now().Unix(), sampling: sp}
@@ -83,33 +77,29 @@ func (c *call) completionRequest(p *params) (*completionRequest, *apiError) {
 		return nil, err
 	}
 	q.name = name
-	if sp.logprobs > maxLogprobs {
-		return nil, badRequest("logprobs", "Requested sample logprobs of %d, which is greater than max allowed: %d (parameter=logprobs, value=%d)", sp.logprobs, maxLogprobs, sp.logprobs)
-	}
-	if sp.max == unset {
-		sp.max = defaultCompletion
-	}
 	if c.e.opts.ForceUsage {
 		sp.usage, sp.allUsage = true, true
 	}
-	if err := sp.checkMax(c.e.opts.MaxModelLen, sp.echo); err != nil {
+	if err := sp.fits(c.e.opts.MaxModelLen); err != nil {
 		return nil, err
 	}
 	prompts, exact, err := c.e.prompts(p, "prompt")
 	if err != nil {
 		return nil, err
 	}
-	if len(prompts)*sp.n > maxChoices {
-		return nil, badRequest("prompt", "More than %d choices in one request.", maxChoices)
-	}
 	for _, ids := range prompts {
 		in := input{ids: ids, lora: lora, salt: salt}
-		if err := c.e.checkLength(&in, sp, !exact); err != nil {
+		if err := c.e.checkLength(&in, !exact); err != nil {
 			return nil, err
 		}
 		q.inputs = append(q.inputs, in)
 	}
-	return q, nil
+	for _, ids := range prompts {
+		if err := sp.inRange(len(ids), c.e.opts.MaxModelLen); err != nil {
+			return nil, err
+		}
+	}
+	return q, sp.checkChoices(len(prompts))
 }
 
 // prompts reads a field that is a string, a list of strings, token ids or a list of lists

@@ -312,6 +312,9 @@ func (e *Engine) aborting(err error, s *seq, st *step, emit func(*seq, *step) er
 
 // generateAll runs the choices of a request side by side; emit is called by one at a time.
 func (e *Engine) generateAll(c *call, seqs []*seq, emit func(*seq, *step) error) error {
+	if err := seqs[0].sampling.accepted(e.tok.size()); err != nil {
+		return err
+	}
 	for i, s := range seqs {
 		s.index = i
 	}

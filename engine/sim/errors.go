@@ -97,6 +97,14 @@ func (v *validation) add(kind, loc, msg, input, more string) {
 	v.lines = append(v.lines, fmt.Sprintf("{'type': '%s', 'loc': '%s', 'msg': '%s', 'input': '%s'%s}", kind, loc, msg, input, more))
 }
 
+// join adds what w has gathered.
+func (v *validation) join(w validation) {
+	if len(v.lines) == 0 {
+		v.param = w.param
+	}
+	v.lines = append(v.lines, w.lines...)
+}
+
 // err is nil when all fits.
 func (v *validation) err() *apiError {
 	if len(v.lines) == 0 {

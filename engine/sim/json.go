@@ -75,6 +75,14 @@ func appendIDs[T int32 | byte](dst []byte, ids []T) []byte {
 
 // appendFloat writes a float as Python does: 1.0 and not 1.
 func appendFloat(dst []byte, f float64) []byte {
+	switch {
+	case math.IsNaN(f):
+		return append(dst, "nan"...)
+	case math.IsInf(f, 1):
+		return append(dst, "inf"...)
+	case math.IsInf(f, -1):
+		return append(dst, "-inf"...)
+	}
 	n := len(dst)
 	format := byte('f')
 	if a := math.Abs(f); a != 0 && (a < 1e-4 || a >= 1e16) {
@@ -82,7 +90,7 @@ func appendFloat(dst []byte, f float64) []byte {
 	}
 	dst = strconv.AppendFloat(dst, f, format, -1, 64)
 	for _, c := range dst[n:] {
-		if c == '.' || c == 'e' || c == 'I' || c == 'N' {
+		if c == '.' || c == 'e' {
 			return dst
 		}
 	}

@@ -16,10 +16,7 @@ func (c *call) messages() {
 		c.fail(err)
 		return
 	}
-	if _, ok := p.get("max_tokens"); !ok {
-		p.missing("max_tokens")
-	}
-	q, err := c.messagesRequest(p)
+	q, err := c.messagesRequest(p, true)
 	if err != nil {
 		c.fail(err)
 		return
@@ -57,7 +54,7 @@ func (c *call) countTokens() {
 		c.fail(err)
 		return
 	}
-	q, err := c.messagesRequest(p)
+	q, err := c.messagesRequest(p, false)
 	if err != nil {
 		c.fail(err)
 		return
@@ -67,20 +64,22 @@ func (c *call) countTokens() {
 	c.json(http.StatusOK, append(dst, "}}"...))
 }
 
-// messagesRequest reads and checks a body of Anthropic's API.
-func (c *call) messagesRequest(p *params) (*chatRequest, *apiError) {
+// messagesRequest reads and checks a body of Anthropic's API. answered is not set for a
+// request whose tokens are only to be counted.
+func (c *call) messagesRequest(p *params, answered bool) (*chatRequest, *apiError) {
 	list, ok := p.list("messages")
 	if _, given := p.get("messages"); !given {
 		p.missing("messages")
 	}
-	stops := p.strings("stop_sequences")
 	tools, hasTools := p.list("tools")
 	choice, _ := p.get("tool_choice")
-	sp, err := p.sampling()
+	sp, err := &sampling{n: 1, max: unset}, p.bad.err()
+	if answered {
+		sp, err = c.sampling(p, apiMessages)
+	}
 	if err != nil {
 		return nil, err
 	}
-	sp.stop = stops[:min(len(stops), maxStops)]
 	q := &chatRequest{sampling: sp, created: time.Now().Unix()}
 	if q.name, q.in.lora, err = c.model(p); err != nil {
 		return nil, err
@@ -115,16 +114,11 @@ func (c *call) messagesRequest(p *params) (*chatRequest, *apiError) {
 		rnd := chain(hashString(schema.Raw), uint64(len(q.in.ids)))
 		q.answer = c.e.tok.encode(nil, string(appendSample(nil, schema, &rnd, 0)), c.e.opts.MaxModelLen)
 	}
-	return q, c.finishMessages(q)
-}
-
-// finishMessages checks what finishRequest does, but for an answer's schema.
-func (c *call) finishMessages(q *chatRequest) *apiError {
 	q.id = c.id("chatcmpl-")
-	if err := q.sampling.checkMax(c.e.opts.MaxModelLen, false); err != nil {
-		return err
+	if !answered {
+		return q, c.e.checkLength(&q.in, true)
 	}
-	return c.e.checkLength(&q.in, q.sampling, true)
+	return q, c.e.check(&q.in, sp)
 }
 
 // stopReason gives Anthropic's words for why an answer ended, "" for an abort, and the stop

@@ -26,10 +26,10 @@ type pooled struct {
 // pool computes the vectors of inputs, one after the other.
 func (c *call) pool(name, lora string, inputs [][]int32, dims int) (*pooled, error) {
 	out := &pooled{name: name, inputs: inputs}
-	sp := &sampling{max: 1}
+	sp := &sampling{max: 1, logprobs: noLogprobs}
 	for _, ids := range inputs {
 		in := input{ids: ids, lora: lora}
-		if err := c.e.checkLength(&in, &sampling{max: 0}, true); err != nil {
+		if err := c.e.checkLength(&in, true); err != nil {
 			return nil, err
 		}
 		if err := c.midway(0); err != nil {

@@ -63,16 +63,11 @@ func (c *call) responseRequest(p *params) (*responseRequest, *apiError) {
 		p.wrong("string_type", "input.str", "Input should be a valid string", in)
 	}
 	instructions, previous := p.string("instructions"), p.string("previous_response_id")
-	limit, limited := p.int("max_output_tokens")
 	salt := p.string("cache_salt")
 	background, keep := p.bool("background", false), p.bool("store", true)
-	sp, err := p.sampling()
+	sp, err := c.sampling(p, apiResponses)
 	if err != nil {
 		return nil, err
-	}
-	sp.n, sp.max, sp.usage, sp.allUsage = 1, unset, false, false
-	if limited {
-		sp.max = limit
 	}
 	q := &responseRequest{params: p, background: background, keep: keep || background, item: "msg_" + newID()}
 	q.sampling, q.created, q.id = sp, time.Now().Unix(), "resp_"+newID()

@@ -93,18 +93,22 @@ func (s *stack) startEngine(t *testing.T, e *engine) {
 	t.Helper()
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(e.url, "http://"))
 	require.NoError(t, err)
-	env := []string{
-		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1",
-		"VLLM_TARGET_DEVICE=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1",
-		"VLLM_CPU_CI_ENV=1", "VLLM_HOST_IP=127.0.0.1", "PYTHONHASHSEED=0",
-		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "VLLM_ENABLE_RESPONSES_API_STORE=1",
-	}
 	argv := []string{
 		filepath.Join(s.dir, "venv/bin/vllm"), "serve", filepath.Join(s.dir, "models/tiny"),
 		"--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", "2048",
 		"--max-num-seqs", "16", "--block-size", "32", "--enforce-eager", "--disable-uvicorn-access-log",
 	}
-	e.process = s.guard.start(s.root, s.logs, "engine-"+e.name, env, append(argv, e.flags...)...)
+	e.process = s.guard.start(s.root, s.logs, "engine-"+e.name, engineEnv(), append(argv, e.flags...)...)
+}
+
+// engineEnv is what vLLM needs to run offline on a CPU.
+func engineEnv() []string {
+	return []string{
+		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1",
+		"VLLM_TARGET_DEVICE=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1",
+		"VLLM_CPU_CI_ENV=1", "VLLM_HOST_IP=127.0.0.1", "PYTHONHASHSEED=0",
+		"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "VLLM_ENABLE_RESPONSES_API_STORE=1",
+	}
 }
 
 // ready waits until engines serve, have their LoRA and are over what only their first
