@@ -77,7 +77,7 @@ func (a *app) root() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		Short:                 "A serving stack for vLLM",
 		Long: `Mobula serves OpenAI requests in front of vLLM engines: one router that finds the
-engine that answers first, and loses no request when an engine dies.`,
+engine that answers first, and takes another one when an engine fails to answer.`,
 		Example: `  # Router and two simulated engines on this machine, no GPU needed
   mobula up
 

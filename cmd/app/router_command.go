@@ -43,6 +43,7 @@ taking requests and lets running ones finish, a second one stops at once.`,
 }
 
 func (a *app) router(ctx context.Context, file, addr string) error {
+	defer outliveReaders()()
 	fleet, err := mobula.LoadFile(file)
 	if err != nil {
 		return fleetError(file, err)

@@ -90,6 +90,10 @@ func (o upOptions) check() error {
 	return checkEngineArgs(o.args)
 }
 
+// reloads tells whether the fleet file is read again: not with engines of our own, which a
+// reload would forget.
+func (o upOptions) reloads() bool { return o.file != "" && len(o.models) == 0 && o.engines == 0 }
+
 func (a *app) up(ctx context.Context, o upOptions) error {
 	if err := o.check(); err != nil {
 		return err
@@ -97,6 +101,12 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 	fleet, addr, err := upFleet(o)
 	if err != nil {
 		return err
+	}
+	defer outliveReaders()()
+	if !o.reloads() {
+		var stop context.CancelFunc
+		ctx, stop = untilHangup(ctx)
+		defer stop()
 	}
 	c := newConsole(a.stderr)
 	logger, err := newLogger(a.stderr, fleet.Router.Log)
@@ -119,8 +129,8 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 	defer set.stop()
 
 	router := routerOptions{Fleet: withEndpoints(fleet, set.endpoints), Listener: l, Logger: logger, Version: thisBuild().Version}
-	if len(set.endpoints) == 0 {
-		router.FleetPath = o.file // else a reload would forget our engines
+	if o.reloads() {
+		router.FleetPath = o.file
 	}
 	return a.serve(ctx, router, set, c)
 }

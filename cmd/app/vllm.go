@@ -105,11 +105,11 @@ func (a *app) startVLLM(ctx context.Context, o upOptions, c *console, logger *sl
 	if len(gpus) == 0 {
 		c.line("no GPU found: %s on the CPU", count(len(all), "engine"))
 	}
-	ports, err := freePorts(ctx, len(all))
+	logs, err := logFolder()
 	if err != nil {
 		return nil, err
 	}
-	logs, err := logFolder()
+	ports, err := claimPorts(ctx, len(all), logs)
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +117,16 @@ func (a *app) startVLLM(ctx context.Context, o upOptions, c *console, logger *sl
 	var starting []*vllmEngine
 	died := make(chan error, 1)
 	for i, s := range all {
-		s.Path, s.Host, s.Port, s.Args = path, loopback, ports[i], o.args
+		s.Path, s.Host, s.Port, s.Args = path, loopback, ports[i].number, o.args
 		e, err := newVLLMEngine(s, logs, c, logger, forced(ctx), died)
 		if err != nil {
 			set.stop()
+			releaseAll(ports[i:])
 			return nil, err
 		}
 		starting = append(starting, e)
 		set.add(endpointOf(e.url), func(ctx context.Context) error {
+			defer ports[i].release()
 			defer func() { _ = e.log.Close() }()
 			return e.process.Run(ctx)
 		})
@@ -240,28 +242,4 @@ func endpointOf(url string) mobula.StaticEndpoint {
 		e.APIKeyEnv = key
 	}
 	return e
-}
-
-// freePorts finds n free ports. They are free now; an engine that finds its own taken
-// says so when it starts.
-func freePorts(ctx context.Context, n int) ([]int, error) {
-	all, err := listenFrom(ctx, firstEnginePort, n)
-	if err != nil {
-		return nil, err
-	}
-	defer closeAll(all)
-	ports := make([]int, n)
-	for i, l := range all {
-		ports[i] = portOf(l)
-	}
-	return ports, nil
-}
-
-// logFolder is where engines' output goes.
-func logFolder() (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("folder for the engines' logs: %w", err)
-	}
-	return filepath.Join(cache, "mobula", "logs"), nil
 }

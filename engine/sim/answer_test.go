@@ -383,7 +383,7 @@ func TestWrongTypesAreNamed(t *testing.T) {
 	s := serve(t, Options{})
 	for field, value := range map[string]string{
 		"model": "5", "stream": `"maybe"`, "temperature": "[]", "max_tokens": "1.5", "stop": "{}", "cache_salt": "1",
-		"seed": `{}`, "tools": `"x"`, "stream_options": "7", "n": `"two"`,
+		"seed": `{}`, "tools": `"x"`, "n": `"two"`,
 	} {
 		t.Run(field, func(t *testing.T) {
 			status, got := s.post("/v1/chat/completions", `{"messages":[{"role":"user","content":"x"}],"`+field+`":`+value+`}`)

@@ -190,7 +190,15 @@ func (q *chatRequest) appendChunk(dst []byte, s *seq, st *step) []byte {
 	}
 	dst = append(dst, `,"token_ids":`...)
 	dst = append(q.appendTokenIDs(dst, s.justSaid(st)), "}]"...)
-	return append(q.appendChunkUsage(dst, s, len(s.out)), '}')
+	return append(q.sampling.appendFingerprint(q.appendChunkUsage(dst, s, len(s.out)), st), '}')
+}
+
+// appendFingerprint ends a stream's last chunk; a usage chunk, if one follows, has it instead.
+func (s *sampling) appendFingerprint(dst []byte, st *step) []byte {
+	if st.finish == "" || s.usage {
+		return dst
+	}
+	return append(dst, `,"system_fingerprint":"`+fingerprint+`"`...)
 }
 
 func (q *chatRequest) appendChunkUsage(dst []byte, s *seq, said int) []byte {

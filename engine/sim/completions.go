@@ -56,6 +56,9 @@ func (c *call) completeAll(q *completionRequest, seqs []*seq, emit func(*seq, *s
 	if !q.sampling.onlyEcho {
 		return c.e.generateAll(c, seqs, emit)
 	}
+	if err := q.sampling.accepted(c.e.tok.size()); err != nil {
+		return err
+	}
 	for i, s := range seqs {
 		s.index, s.finish = i, "length"
 		if err := emit(s, &step{id: -1, finish: s.finish, stop: s.stop}); err != nil {
@@ -107,7 +110,7 @@ func (c *call) completionRequest(p *params) (*completionRequest, *apiError) {
 func (e *Engine) prompts(p *params, field string) (out [][]int32, exact bool, err *apiError) {
 	v, ok := p.get(field)
 	if !ok {
-		return nil, false, badRequest("", "Either prompt or prompt_embeds must be provided and non-empty.")
+		return nil, false, errNoPrompt()
 	}
 	limit := e.opts.MaxModelLen + 1
 	first := v.Get("0")
@@ -138,7 +141,7 @@ func (e *Engine) prompts(p *params, field string) (out [][]int32, exact bool, er
 			return err == nil
 		})
 	case v.IsArray() && !first.Exists():
-		err = badRequest("", "Either prompt or prompt_embeds must be provided and non-empty.")
+		err = errNoPrompt()
 	default:
 		err = wrongPrompt(field, v)
 	}
@@ -148,6 +151,10 @@ func (e *Engine) prompts(p *params, field string) (out [][]int32, exact bool, er
 		}
 	}
 	return out, exact, err
+}
+
+func errNoPrompt() *apiError {
+	return badRequest("prompt", "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)")
 }
 
 func wrongPrompt(field string, v gjson.Result) *apiError {
@@ -269,7 +276,7 @@ func (c *call) completionStream(q *completionRequest, seqs []*seq) {
 			u := usage{prompt: len(s.prompt), completion: len(s.out)}
 			dst = append(u.appendCounts(append(dst, `,"usage":`...)), '}')
 		}
-		return out.send(append(dst, '}'))
+		return out.send(append(q.sampling.appendFingerprint(dst, st), '}'))
 	})
 	if err == nil && q.sampling.usage {
 		u := q.usage(seqs)

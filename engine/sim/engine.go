@@ -201,7 +201,7 @@ func (e *Engine) Abort() { e.abort.Do(func() { close(e.aborted) }) }
 // Stats is what an engine has done so far.
 type Stats struct {
 	Requests  int64 `json:"requests"` // choices begun; n=2 counts twice
-	Aborted   int64 `json:"aborted"`  // of these, cancelled by a client or cut by a fault
+	Aborted   int64 `json:"aborted"`  // of these, ended by the client, a fault or a shutdown
 	Running   int   `json:"running"`
 	Waiting   int   `json:"waiting"`
 	Prompt    int64 `json:"prompt_tokens"`
@@ -214,7 +214,7 @@ func (e *Engine) Stats() Stats {
 	running, waiting, _ := e.sched.load()
 	m := e.metrics
 	return Stats{
-		Requests: m.requests.Load(), Aborted: m.finished[finishAbort].Load(), Running: running, Waiting: waiting,
+		Requests: m.requests.Load(), Aborted: m.forgotten.Load() + m.finished[finishAbort].Load(), Running: running, Waiting: waiting,
 		Prompt: m.prompt.Load(), Cached: m.cached.Load(), Generated: m.generated.Load(),
 	}
 }

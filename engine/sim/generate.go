@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"strconv"
+	"time"
 	"unicode/utf8"
 )
 
@@ -134,6 +135,7 @@ type seq struct {
 	leak   bool   // the prompt ended within a character
 
 	cached, created int // prompt tokens found in the cache, and entered into it
+	waited          time.Duration
 
 	kv kvState
 }

@@ -17,14 +17,18 @@ const (
 	finishLength
 	finishAbort
 	finishError
+	finishRepetition
 	finishReasons
 )
 
 // metrics counts what vLLM's /metrics shows.
 type metrics struct {
 	requests, prompt, cached, generated, preemptions, rejected atomic.Int64
-	finished                                                   [finishReasons]atomic.Int64
-	ttft, itl, e2e, queue, promptTokens, generationTokens      *histogram
+	// forgotten are requests that a client or a fault put an end to: like vLLM, /metrics
+	// never counts them as ended.
+	forgotten                                             atomic.Int64
+	finished                                              [finishReasons]atomic.Int64
+	ttft, itl, e2e, queue, promptTokens, generationTokens *histogram
 }
 
 func newMetrics() *metrics {
@@ -44,7 +48,6 @@ func newMetrics() *metrics {
 func (m *metrics) admitted(s *seq) {
 	m.prompt.Add(int64(len(s.prompt)))
 	m.cached.Add(int64(s.cached))
-	m.promptTokens.observe(float64(len(s.prompt)))
 }
 
 // token counts a generated token, due at now.
@@ -58,21 +61,27 @@ func (m *metrics) token(first bool, arrived, now time.Time) {
 // done counts a request that has ended; began is when its prompt was computed, or zero.
 func (m *metrics) done(s *seq, arrived, began time.Time, err error) {
 	now := time.Now()
-	m.e2e.observe(now.Sub(arrived).Seconds())
-	m.generationTokens.observe(float64(len(s.out)))
 	if n := len(s.out) - 1; n > 0 && !began.IsZero() {
 		m.itl.observeMany(now.Sub(began).Seconds()/float64(n), int64(n))
 	}
 	switch {
 	case errors.Is(err, errQueueFull):
 		m.rejected.Add(1)
-	case err != nil || s.finish == "abort":
+		return
+	case err != nil:
+		m.forgotten.Add(1)
+		return
+	case s.finish == "abort":
 		m.finished[finishAbort].Add(1)
 	case s.finish == "length":
 		m.finished[finishLength].Add(1)
 	default:
 		m.finished[finishStop].Add(1)
 	}
+	m.e2e.observe(now.Sub(arrived).Seconds())
+	m.queue.observe(s.waited.Seconds())
+	m.promptTokens.observe(float64(len(s.prompt)))
+	m.generationTokens.observe(float64(len(s.out)))
 }
 
 // histogram counts values by upper bounds.
@@ -168,7 +177,7 @@ func (c *call) getMetrics() {
 	x.one("prompt_tokens_cached_total", "counter", "Number of cached prompt tokens (local + external).", float64(m.cached.Load()))
 	x.one("generation_tokens_total", "counter", "Number of generation tokens processed.", float64(m.generated.Load()))
 	x.family("request_success_total", "counter", "Count of successfully processed requests.")
-	for i, reason := range []string{"stop", "length", "abort", "error"} {
+	for i, reason := range []string{"stop", "length", "abort", "error", "repetition"} {
 		x.sample("request_success_total", `engine="0",finished_reason="`+reason+`",model_name="`+x.model+`"`, float64(m.finished[i].Load()))
 	}
 	x.family("admission_rejections_total", "counter", "Count of requests rejected because too many wait.")

@@ -63,6 +63,7 @@ const (
 // vLLM's limits.
 const (
 	maxN        = 16384
+	maxPrompts  = 1024
 	maxStops    = 4
 	maxLogprobs = 20
 )
@@ -107,24 +108,33 @@ func (c *call) sampling(p *params, a api) (*sampling, *apiError) {
 // contradiction finds what vLLM looks for before it looks at types: fields that don't go
 // together, and some ranges.
 func (p *params) contradiction(a api) *apiError {
-	field := "top_logprobs"
 	switch a {
 	case apiChat:
-		if err := p.logprobsField(field); err != nil {
+		if err := p.logprobsField("top_logprobs"); err != nil {
 			return err
 		}
-		if v, ok := p.get(field); ok && v.Num != 0 && !p.truthy("logprobs") {
-			return badRequest(field, "when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)")
+		if p.truthy("top_logprobs") && !p.truthy("logprobs") {
+			return badRequest("top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)")
 		}
 		return p.streamOptions()
 	case apiCompletions:
-		if v, ok := p.get("prompt"); !ok || v.Type == gjson.String && v.Str == "" {
-			return badRequest("prompt", "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)")
+		prompt, ok := p.get("prompt")
+		switch {
+		case !ok || prompt.Type == gjson.String && prompt.Str == "":
+			return errNoPrompt()
+		case prompt.IsArray() && prompt.Get("0").Type != gjson.Number: // the ids of one prompt may be more
+			if n := count(prompt); n > maxPrompts {
+				return badRequest("prompt", "prompt list length %d exceeds the maximum allowed count of %d. To increase this limit, set the VLLM_MAX_COMPLETION_PROMPTS environment variable. (parameter=prompt)", n, maxPrompts)
+			}
 		}
 		if err := p.streamOptions(); err != nil {
 			return err
 		}
 		return p.logprobsField("logprobs")
+	case apiResponses:
+		if _, ok := p.get("prompt"); ok {
+			return badRequest("prompt", "prompt template is not supported (parameter=prompt)")
+		}
 	}
 	return nil
 }
@@ -217,7 +227,7 @@ func (p *params) logprobs(name string, absent, vocabulary int) int {
 
 // extras reads what only Anthropic's API does not have.
 func (p *params) extras(s *sampling, a api) {
-	s.frequency, s.presence = p.penalty("frequency_penalty", a), p.penalty("presence_penalty", a)
+	s.presence, s.frequency = p.penalty("presence_penalty", a), p.penalty("frequency_penalty", a)
 	s.minP, s.repetition = p.float("min_p", 0), p.float("repetition_penalty", 1)
 	s.seed, _ = p.int("seed")
 	seed, _ := p.get("seed")
@@ -228,8 +238,8 @@ func (p *params) extras(s *sampling, a api) {
 		}
 		p.beyond("seed", seed.Num > 0, bound, bound)
 	}
-	if a != apiResponses || p.truthy("stop") { // there "" is no stop string
-		s.stop = p.stops("stop", true)
+	if s.stop = p.stops("stop", true); a == apiResponses && !p.truthy("stop") {
+		s.stop = nil // there "" is no stop string
 	}
 	s.stopIDs = p.ints("stop_token_ids", maxStopIDs)
 	s.includeStop, s.ignoreEOS = p.bool("include_stop_str_in_output", false), p.bool("ignore_eos", false)

@@ -67,7 +67,7 @@ func (q *scheduler) start(ctx context.Context, s *seq) error {
 	}
 	if !again {
 		s.cached = w.found
-		q.metrics.queue.observe(time.Since(arrived).Seconds())
+		s.waited = time.Since(arrived)
 	}
 	return q.prefill(ctx, s, s.kv.tokens-w.found)
 }

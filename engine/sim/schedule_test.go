@@ -179,7 +179,15 @@ func TestALeavingClientEndsItsWork(t *testing.T) {
 		<-done
 		s.until("it is gone", func(st Stats) bool { return st.Running+st.Waiting == 0 })
 	}
-	require.Equal(t, int64(4), s.Stats().Aborted)
+	s.until("all are counted", func(st Stats) bool { return st.Aborted == 4 })
+	_, text := s.get("/metrics")
+	for _, reason := range []string{"stop", "length", "abort", "error", "repetition"} {
+		require.Contains(t, text, `vllm:request_success_total{engine="0",finished_reason="`+reason+`",model_name="mobula-sim"} 0.0`, "vLLM forgets them")
+	}
+	for _, name := range []string{"e2e_request_latency_seconds", "request_queue_time_seconds", "request_prompt_tokens", "request_generation_tokens"} {
+		require.Contains(t, text, "vllm:"+name+`_count{engine="0",model_name="mobula-sim"} 0.0`)
+	}
+	require.NotContains(t, text, `vllm:prompt_tokens_total{engine="0",model_name="mobula-sim"} 0.0`, "but not their work")
 }
 
 func TestManyStreamsAtOnce(t *testing.T) {
@@ -217,6 +225,7 @@ func TestEndingRunAbortsStreams(t *testing.T) {
 		return err != nil
 	}, patience, 10*time.Millisecond)
 	s.stop()
+	require.Equal(t, int64(1), s.metrics.finished[finishAbort].Load(), "a request ended by a shutdown is counted")
 }
 
 func TestDrainLetsStreamsFinish(t *testing.T) {

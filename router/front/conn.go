@@ -109,15 +109,28 @@ func (c *conn) await(d time.Duration) bool {
 	}
 	c.armRead(time.Now(), d)
 	c.state.Store(stateIdle)
-	if c.s.draining.Load() {
+	if c.s.draining.Load() && !c.lastCall() {
 		return false
 	}
 	if c.fill() != nil {
 		return false
 	}
-	if !c.state.CompareAndSwap(stateIdle, stateActive) {
+	if !c.state.CompareAndSwap(stateIdle, stateActive) && c.state.Load() == stateTaken {
 		c.readBy = time.Time{} // Shutdown came with the request: it is served, with new deadlines
 	}
+	return true
+}
+
+// lastCallTime is how long a connection stays open for one more request when the head of its
+// last answer, sent before the drain, promised that it would.
+const lastCallTime = 200 * time.Millisecond
+
+// lastCall prepares for that request during a drain: its answer will say that it is the last.
+func (c *conn) lastCall() bool {
+	if c.req.c == nil || !c.state.CompareAndSwap(stateIdle, stateActive) {
+		return false // nothing was promised, or Shutdown has taken it
+	}
+	c.armRead(time.Now(), lastCallTime)
 	return true
 }
 

@@ -97,6 +97,42 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 	require.NoError(t, <-down)
 }
 
+// The head of a stream that began before the drain says that the connection stays open, so a
+// client may have sent its next request already when the stream ends.
+func TestShutdownServesWhatAKeptConnectionSendsNext(t *testing.T) {
+	running, finish := make(chan struct{}), make(chan struct{})
+	s := start(t, Options{Handler: handlerFunc(func(r *Request, c proxy.Client) error {
+		if string(r.Path) == "/next" {
+			return echo(r, c)
+		}
+		if err := c.Head(200, nil, -1); err != nil {
+			return err
+		}
+		if err := c.Write([]byte("begin ")); err != nil {
+			return err
+		}
+		running <- struct{}{}
+		<-finish
+		return c.Write([]byte("end"))
+	})})
+	p := s.dial()
+	p.send(post("/", "x"))
+	wait(t, running)
+	down := make(chan error, 1)
+	go func() { down <- s.Shutdown(t.Context()) }()
+	wait(t, s.stop)
+	close(finish)
+	resp, body := p.answer()
+	require.Equal(t, "begin end", body)
+	require.False(t, resp.Close)
+	p.send(post("/next", "more"))
+	resp, body = p.answer()
+	require.Equal(t, "more", body)
+	require.True(t, resp.Close, "it is the last")
+	require.Empty(t, p.rest())
+	require.NoError(t, <-down)
+}
+
 func TestShutdownCutsWhatDoesNotEnd(t *testing.T) {
 	running := make(chan struct{})
 	s := start(t, Options{Handler: handlerFunc(func(_ *Request, c proxy.Client) error {

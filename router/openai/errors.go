@@ -122,7 +122,7 @@ func (f *failure) body(shape format) []byte {
 // send answers with the failure; extra are header lines to add.
 func (f *failure) send(c proxy.Client, shape format, extra []byte) error {
 	body := f.body(shape)
-	head := append([]byte("Content-Type: application/json\r\n"), extra...)
+	head := append([]byte("Content-Type: application/json\r\n"+anyOrigin+": *\r\n"), extra...)
 	if f.retryAfter > 0 {
 		seconds := int64((f.retryAfter + time.Second - 1) / time.Second)
 		head = append(head, "Retry-After: "...)

@@ -77,13 +77,17 @@ func clip(s string) string {
 	return s
 }
 
+// anyOrigin is the field with which pages of every origin may read an answer. The router's
+// own answers have it; engines add it to theirs.
+const anyOrigin = "Access-Control-Allow-Origin"
+
 // cors answers browsers' preflights as vLLM does by default: every origin may ask.
 func (e *Edge) cors(c *gin.Context) {
 	if c.Request.Method != http.MethodOptions || c.GetHeader("Access-Control-Request-Method") == "" {
 		return
 	}
 	h := c.Writer.Header()
-	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set(anyOrigin, "*")
 	h.Set("Access-Control-Allow-Methods", "GET, POST, OPTIONS")
 	if want := c.GetHeader("Access-Control-Request-Headers"); want != "" {
 		h.Set("Access-Control-Allow-Headers", want)

@@ -68,6 +68,7 @@ func cardOf(g *pick.Group) []byte {
 }
 
 func (e *Edge) listModels(c *gin.Context) {
+	c.Header(anyOrigin, "*")
 	c.Data(http.StatusOK, "application/json", e.modelsOf(e.fleet.Snapshot()).body)
 }
 
@@ -80,6 +81,7 @@ func (e *Edge) getModel(c *gin.Context) {
 		return
 	}
 	if card, ok := e.modelsOf(s).cards[id]; ok {
+		c.Header(anyOrigin, "*")
 		c.Data(http.StatusOK, "application/json", card)
 		return
 	}

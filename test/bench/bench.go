@@ -39,7 +39,7 @@ func workloads() []workload {
 		{"1m", "1 MB prompts", nil, []string{"-mode", "closed", "-c", "4", "-body", "1048576", "-tokens", "16", "-warm", "1s", "-dur", "5s"}},
 		{"qa", "multi-round chats with sessions: prefix hits", qaMock, qa},
 		{"qa-anon", "the same without session ids", qaMock, append(slices.Clone(qa), "-anon")},
-		{"million", "memory over about a million unique 4 KB prompts", nil, []string{"-mode", "closed", "-c", "32", "-body", "4096", "-tokens", "4", "-unique", "-warm", "15s", "-dur", "75s"}},
+		{"million", "memory over about a million unique 4 KB prompts, after as many that filled the index", nil, []string{"-mode", "closed", "-c", "32", "-body", "4096", "-tokens", "4", "-unique", "-warm", "45s", "-dur", "45s"}},
 	}
 }
 

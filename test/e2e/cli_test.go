@@ -219,6 +219,10 @@ func TestUpLeavesNoEngineProcess(t *testing.T) {
 			c.signal(syscall.SIGTERM)
 			c.exit() // 0 when the first one was enough
 		},
+		"terminal closed": func(c *cli) {
+			c.signal(syscall.SIGHUP)
+			require.Zero(c.t, c.exit())
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, url := up(t, fakeVLLM(t), "--model", "some/model", "--engines", "2")
@@ -230,6 +234,23 @@ func TestUpLeavesNoEngineProcess(t *testing.T) {
 			requireGone(t, pids...)
 		})
 	}
+}
+
+// In `mobula up | tee log` a Ctrl-C ends tee too, before the last lines are written.
+func TestUpStopsItsEnginesWhenNobodyReads(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	fake := fakeVLLM(t)
+	c, _ := up(t, func(cmd *exec.Cmd) {
+		fake(cmd)
+		cmd.Stderr = w
+	}, "--model", "some/model")
+	require.NoError(t, w.Close())
+	require.NoError(t, r.Close())
+	pids := fakePids(t, c)
+	c.signal(syscall.SIGINT)
+	require.Zero(t, c.exit())
+	requireGone(t, pids...)
 }
 
 func TestKilledUpTakesItsEnginesAlong(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,7 +86,7 @@ func TestRow28HungEngineIsLeftAndTakenBack(t *testing.T) {
 	r := startRouter(t, fleetOf("router:\n  policy: {name: roundrobin}\n  timeouts: {firstByte: 1s, plain: 1s}\n", good.url, hung.url))
 	require.NoError(t, hung.SetFault(sim.Fault{Kind: sim.FaultHangInference}))
 	for i := range 40 {
-		a := r.chat(fmt.Sprint(i), map[bool]string{true: `,"stream":true`}[i%2 == 0])
+		a := r.chat(strconv.Itoa(i), map[bool]string{true: `,"stream":true`}[i%2 == 0])
 		require.NoError(t, a.err)
 		require.Equal(t, http.StatusOK, a.status, a.body)
 		require.Equal(t, good.url, a.endpoint())
@@ -105,7 +106,7 @@ func TestHungEngineGivesItsPlainRequestsUp(t *testing.T) {
 	r := startRouter(t, fleetOf("router:\n  policy: {name: roundrobin}\n  timeouts: {firstByte: 1s, plain: 10m}\n", good.url, hung.url))
 	require.NoError(t, hung.SetFault(sim.Fault{Kind: sim.FaultHangInference}))
 	for i := range 10 {
-		a := r.chat(fmt.Sprint(i))
+		a := r.chat(strconv.Itoa(i))
 		require.NoError(t, a.err)
 		require.Equal(t, http.StatusOK, a.status, a.body)
 		require.Equal(t, good.url, a.endpoint())
@@ -132,7 +133,7 @@ func TestFailuresBeforeTheFirstByteReachNoClient(t *testing.T) {
 			r := startRouter(t, fleetOf("router: {policy: {name: roundrobin}}\n", good.url, bad.url))
 			require.NoError(t, bad.SetFault(f))
 			for i := range 30 {
-				a := r.chat(fmt.Sprint(i), map[bool]string{true: `,"stream":true`}[i%2 == 0])
+				a := r.chat(strconv.Itoa(i), map[bool]string{true: `,"stream":true`}[i%2 == 0])
 				require.NoError(t, a.err)
 				require.Equal(t, http.StatusOK, a.status, a.body)
 				require.Equal(t, good.url, a.endpoint())

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -166,7 +167,7 @@ func TestRow29NothingIsLoggedPerRequest(t *testing.T) {
 	r := startRouter(t, fleetOf("", e.url))
 	before := r.log.String()
 	for i := range 20 {
-		r.chat(fmt.Sprint(i))
+		r.chat(strconv.Itoa(i))
 	}
 	require.Equal(t, before, r.log.String())
 }

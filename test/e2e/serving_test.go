@@ -158,7 +158,7 @@ func TestStreamComesAsItIsMade(t *testing.T) {
 		require.NoError(t, err)
 	}
 	// the first events are here while the engine still makes the others
-	require.EqualValues(t, 1, e.Stats().Running)
+	require.Equal(t, 1, e.Stats().Running)
 }
 
 func TestReloadTakesEnginesInAndOut(t *testing.T) {

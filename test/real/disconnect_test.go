@@ -58,7 +58,7 @@ func (s *stack) testClientLeaves(t *testing.T) {
 			require.ErrorIs(t, <-left, context.Canceled)
 			s.untilIdle(t)
 			nowFinished, nowGenerated := s.totals(t)
-			require.Zero(t, nowFinished-finished, "requests that an engine finished for nobody")
+			require.Zero(t, nowFinished-finished, "requests that an engine finished, or counts as aborted")
 			require.Less(t, nowGenerated-generated, float64(wanted), "tokens generated for nobody")
 			t.Logf("%.0f of %d tokens were generated", nowGenerated-generated, wanted)
 		})
@@ -70,13 +70,13 @@ func (s *stack) untilIdle(t *testing.T) {
 	eventually(t, 2*time.Minute, "the engines are idle", func() bool { return s.running(t, s.engines[:2]...) == 0 })
 }
 
-// totals counts over the causal engines the requests that came to their full length and the
-// tokens generated.
+// totals counts over the causal engines the requests that ended, for whatever reason, and
+// the tokens generated. vLLM forgets a request whose client has left.
 func (s *stack) totals(t *testing.T) (requests, tokens float64) {
 	t.Helper()
 	for _, e := range s.engines[:2] {
 		m := s.scrape(t, e.url)
-		n, found := sum(m, "vllm:request_success_total", `finished_reason="length"`)
+		n, found := sum(m, "vllm:request_success_total")
 		require.Positive(t, found, "requests finished by engine %s", e.name)
 		requests += n
 		n, found = sum(m, "vllm:generation_tokens_total")

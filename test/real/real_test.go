@@ -21,6 +21,7 @@ func TestRealEngines(t *testing.T) {
 	t.Run("same as the engine", s.testSameAsEngine)
 	t.Run("streams same as the engine", s.testStreamsSameAsEngine)
 	t.Run("simulator same as the engine", s.testSimulator)
+	t.Run("sampling parameters refused", s.testSamplingRefused)
 	t.Run("client leaves", s.testClientLeaves)
 	t.Run("counters return to zero", s.testCountersReturnToZero)
 	if s.owned() {

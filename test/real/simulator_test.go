@@ -3,9 +3,11 @@
 package real
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
 )
 
 // testSimulator holds the simulated engine against the real one: the same status, header
@@ -58,6 +62,7 @@ func (s *stack) testSimulator(t *testing.T) {
 		{"wrong method", call{method: http.MethodGet, path: chat}},
 		{"no such path", call{path: "/nothing"}},
 		{"chat stream", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":8,"stream":true,"stream_options":{"include_usage":true}}`}},
+		{"chat stream without usage", call{path: chat, body: `{"model":"tiny",` + hello + `,"max_tokens":8,"stream":true}`}},
 		{"completions stream", call{path: "/v1/completions", body: `{"model":"tiny","prompt":"a","max_tokens":8,"stream":true}`}},
 		{"responses stream", call{path: "/v1/responses", body: `{"model":"tiny","input":"hello","max_output_tokens":8,"stream":true}`}},
 		{"messages stream", call{path: "/v1/messages", body: `{"model":"tiny",` + hello + `,"max_tokens":8,"stream":true}`}},
@@ -75,9 +80,51 @@ func (s *stack) testSimulator(t *testing.T) {
 				require.Equal(t, w.Done, g.Done)
 				return
 			}
+			if want.status >= http.StatusBadRequest {
+				require.Empty(t, cmp.Diff(decoded(want.body), decoded(got.body)), "error (-vLLM +simulator)")
+				return
+			}
 			require.Empty(t, cmp.Diff(shape(decoded(want.body)), shape(decoded(got.body))), "shape (-vLLM +simulator)")
 		})
 	}
+}
+
+// testSamplingRefused holds the real engine against what the simulator's own test takes for
+// its answers to sampling parameters out of range.
+func (s *stack) testSamplingRefused(t *testing.T) {
+	f, err := os.Open("../../engine/sim/testdata/vllm/sampling.jsonl")
+	require.NoError(t, err)
+	defer f.Close()
+	base := map[string]string{
+		chat:              `{"model":"tiny",` + hello + `}`,
+		"/v1/completions": `{"model":"tiny","prompt":"hello"}`,
+		"/v1/responses":   `{"model":"tiny","input":"hello"}`,
+		"/v1/messages":    `{"model":"tiny",` + hello + `,"max_tokens":8}`,
+	}
+	lines, n := bufio.NewScanner(f), 0
+	for lines.Scan() {
+		for path, refused := range gjson.Get(lines.Text(), "refused").Map() {
+			n++
+			body := base[path]
+			for name, value := range gjson.Get(lines.Text(), "add").Map() {
+				body, err = sjson.SetRaw(body, name, value.Raw)
+				require.NoError(t, err)
+			}
+			t.Run(path+" "+gjson.Get(lines.Text(), "add").Raw, func(t *testing.T) {
+				got, err := s.ask(t.Context(), s.engines[0].url, call{path: path, body: body})
+				require.NoError(t, err)
+				want, answer := refused.Get("body"), string(got.body)
+				if event := refused.Get("event"); event.Exists() {
+					want = event
+					answer = strings.TrimSuffix(strings.TrimPrefix(answer, "data: "), "\n\ndata: [DONE]\n\n")
+				}
+				require.Equal(t, refused.Get("status").Int(), int64(got.status), "%s", got.body)
+				require.JSONEq(t, want.Raw, answer)
+			})
+		}
+	}
+	require.NoError(t, lines.Err())
+	require.Positive(t, n)
 }
 
 // framing is an answer's header without the values that depend on its text.

@@ -27,8 +27,10 @@ func TestUpRunsRealVLLM(t *testing.T) {
 	s.build(t)
 	port := freePorts(t, 1)[0]
 	url := fmt.Sprintf("http://127.0.0.1:%d", port)
-	// a home of its own: logs go to the user's cache folder
-	env := append(engineEnv(), "PATH="+filepath.Join(dir, "venv/bin")+":"+os.Getenv("PATH"), "HOME="+t.TempDir(), "XDG_CACHE_HOME=")
+	// A home of its own: logs go to the user's cache folder, and vLLM takes an empty
+	// XDG_CACHE_HOME for the working directory.
+	home := t.TempDir()
+	env := append(engineEnv(), "PATH="+filepath.Join(dir, "venv/bin")+":"+os.Getenv("PATH"), "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, ".cache"))
 	tiny := filepath.Join(dir, "models/tiny")
 	up := s.guard.start(t, s.logs, "up", env, s.binary, "up", "--port", strconv.Itoa(port), "--model", tiny, "--",
 		"--served-model-name", model, "--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "16", "--enforce-eager")
