@@ -123,7 +123,7 @@ func (c *call) prepare(s *pick.Snapshot, body []byte) *failure {
 	}
 	if string(c.fields.name) != c.group.Model { // an alias: the engine knows the model by its own name only
 		m := c.fields.model
-		c.patched = append(append(append(c.patched[:0], body[:m.from]...), c.group.Model...), body[m.to:]...)
+		c.patched = append(append(append(c.patched[:0], body[:m.from]...), c.route.spell(c.group.Model)...), body[m.to:]...)
 		c.exchange.Body = c.patched
 	}
 	return nil

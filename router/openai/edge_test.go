@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -81,7 +82,7 @@ func newBench(tb testing.TB, policy string, models ...string) *bench {
 		e := pick.NewEndpoint(mobula.Endpoint{ID: fmt.Sprintf("http://e%d", i), URL: fmt.Sprintf("http://e%d", i)}, &pick.Live{})
 		e.Serving = true
 		for _, m := range models {
-			e.Cards = append(e.Cards, mobula.Card{ID: m, Raw: []byte(`{"id":"` + m + `","object":"model"}`)})
+			e.Cards = append(e.Cards, mobula.Card{ID: m, Raw: []byte(`{"id":` + strconv.Quote(m) + `,"object":"model"}`)})
 		}
 		endpoints = append(endpoints, e)
 	}
@@ -116,6 +117,15 @@ func TestAliasReachesTheEngineByItsOwnName(t *testing.T) {
 	require.JSONEq(t, `{"a":1, "model" : "meta/llama-3","prompt":"x"}`, b.doer.body)
 	require.Equal(t, "POST", b.doer.last.Method)
 	require.Equal(t, "/v1/completions", b.doer.last.Target)
+}
+
+func TestAliasOfAModelWhoseNameNeedsEscapes(t *testing.T) {
+	const model = `a "quoted" \\ name`
+	b := newBench(t, "prefix", model)
+	require.Equal(t, http.StatusOK, b.post("/v1/completions", `{"model":"other","prompt":"x"}`).Code)
+	var got struct{ Model string }
+	require.NoError(t, json.Unmarshal([]byte(b.doer.body), &got), b.doer.body)
+	require.Equal(t, model, got.Model)
 }
 
 func TestPathsThatEnginesNameOtherwise(t *testing.T) {

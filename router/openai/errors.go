@@ -30,7 +30,7 @@ func failureOf(err error) *failure {
 	if !errors.As(err, &p) {
 		return &failure{status: http.StatusBadGateway, message: "the request failed: " + err.Error()}
 	}
-	f := &failure{status: http.StatusBadGateway, message: "no engine could answer; the last failure: " + p.Error(), retryAfter: p.RetryAfter}
+	f := &failure{status: http.StatusBadGateway, message: "no engine could answer: the last one asked, " + p.Endpoint + ", " + words(p.Cause), retryAfter: p.RetryAfter}
 	switch p.Cause {
 	case proxy.CauseFirstByte, proxy.CauseIdle:
 		f.status = http.StatusGatewayTimeout
@@ -42,6 +42,27 @@ func failureOf(err error) *failure {
 		f.retryAfter = max(f.retryAfter, time.Second)
 	}
 	return f
+}
+
+// words say what an engine did, for clients: without addresses of ours.
+func words(c proxy.Cause) string {
+	switch c {
+	case proxy.CauseConnect:
+		return "could not be reached"
+	case proxy.CauseFirstByte:
+		return "did not begin to answer in time"
+	case proxy.CauseIdle:
+		return "stopped in the middle of its answer"
+	case proxy.CauseBusy:
+		return "is busy"
+	case proxy.CauseProtocol:
+		return "did not answer in HTTP"
+	case proxy.CauseTruncated:
+		return "ended its answer early"
+	case proxy.CauseReset:
+		return "ended the connection without an answer"
+	}
+	return "failed: " + c.String()
 }
 
 // types are the "type" of an error by status: vLLM's names, and Anthropic's documented ones.

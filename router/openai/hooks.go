@@ -115,7 +115,7 @@ func appendDecision(dst []byte, q *pick.Request, x *pick.Explanation) []byte {
 		Tokens  int     `json:"prompt_tokens_estimate"`
 		Session string  `json:"session,omitempty"`
 		Scores  []score `json:"scores"`
-	}{x.Policy, q.Reason, q.Tokens, q.Session, scores})
+	}{x.Policy, q.Reason, q.Tokens, clip(q.Session), scores})
 	if err != nil {
 		return dst // a cost that is not a number
 	}

@@ -1,5 +1,10 @@
 package openai
 
+import (
+	"encoding/json"
+	"strings"
+)
+
 // format is the shape of a route's error bodies.
 type format uint8
 
@@ -25,6 +30,18 @@ type route struct {
 	body   body
 	cached bool // the engine keeps the prompt's KV: worth a prefix lookup
 	owned  bool // answers have an id that only this engine knows (Responses)
+}
+
+// spell writes a model's name as it stands in a body between its quotes, if it has them.
+func (r *route) spell(model string) string {
+	if r.body == bodyMultipart || !strings.ContainsFunc(model, func(c rune) bool { return c < ' ' || c == '"' || c == '\\' }) {
+		return model
+	}
+	quoted, err := json.Marshal(model)
+	if err != nil { // a string always marshals
+		return model
+	}
+	return string(quoted[1 : len(quoted)-1])
 }
 
 // routes are all POST paths that are proxied. Engine paths that change state (/sleep,

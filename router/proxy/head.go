@@ -149,6 +149,9 @@ func (h *head) field(name, value []byte, now time.Time) (drop bool, err error) {
 			h.retryAfter, h.hasRetryAfter = parseRetryAfter(value, now)
 		}
 	case 12:
+		if fold(name, "x-request-id") {
+			return true, nil // AnswerFields has it: twice it would read as "a, a"
+		}
 		if fold(name, "content-type") {
 			h.sse = hasFold(value, "text/event-stream")
 			h.json = hasFold(value, "application/json")
@@ -175,7 +178,7 @@ func (h *head) field(name, value []byte, now time.Time) (drop bool, err error) {
 			return true, nil
 		}
 	}
-	return hasFold(name, "proxy-"), nil
+	return hasFold(name, "proxy-") || hasFold(name, "x-mobula-"), nil
 }
 
 func (h *head) connection(value []byte) {
