@@ -230,7 +230,18 @@ func (s *Set) Sent(endpoint string) { s.Endpoint(endpoint).sent.Add(1) }
 
 // Ended counts an attempt that is over. m is the model's series.
 func (s *Set) Ended(m *Model, a *Attempt) {
-	e := s.Endpoint(a.Endpoint)
+	if a.Retried {
+		s.retries.WithLabelValues(a.Cause).Inc()
+	}
+	if a.Counted {
+		m.prompt.Add(float64(a.Prompt))
+		m.generated.Add(float64(a.Completion))
+		m.cached.Add(float64(max(a.Cached, 0)))
+	}
+	e := (*s.endpoints.Load())[a.Endpoint]
+	if e == nil {
+		return // removed while it answered: its series are gone and stay so
+	}
 	if a.Cause == "ok" {
 		e.ok.Inc()
 		e.finished.Add(1)
@@ -247,21 +258,15 @@ func (s *Set) Ended(m *Model, a *Attempt) {
 	} else {
 		em.latency.Observe(a.Took.Seconds())
 	}
-	if a.Retried {
-		s.retries.WithLabelValues(a.Cause).Inc()
-	}
 	if !a.Counted {
 		return
 	}
-	m.prompt.Add(float64(a.Prompt))
-	m.generated.Add(float64(a.Completion))
 	em.in.Add(float64(a.Prompt))
 	em.out.Add(float64(a.Completion))
 	e.queries.Add(int64(a.Prompt))
 	if a.Cached < 0 {
 		return
 	}
-	m.cached.Add(float64(a.Cached))
 	e.hits.Add(int64(a.Cached))
 	if a.Predicted >= 0 {
 		s.prefix.WithLabelValues("predicted").Add(float64(min(a.Predicted, a.Prompt)))
