@@ -52,7 +52,7 @@ func TestKilledEngineCostsNoClientAnError(t *testing.T) {
 	var urls []string
 	var victim *engineProcess
 	for range 4 {
-		victim = startEngineProcess(t, "0", "--itl", "20ms")
+		victim = startEngineProcess(t, "0", "--itl", "50ms")
 		urls = append(urls, victim.url)
 	}
 	r := startRouter(t, fleetOf("router: {policy: {name: leastload}}\n", urls...))
@@ -64,7 +64,7 @@ func TestKilledEngineCostsNoClientAnError(t *testing.T) {
 			answers[i] = post(r.url+"/v1/chat/completions", fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"%d"}],"max_tokens":100,"min_tokens":100,"ignore_eos":true}`, i))
 		})
 	}
-	r.eventually("all in flight", func() bool { return r.metric("mobula_router_inflight_requests") == clients })
+	r.eventually("most in flight", func() bool { return r.metric("mobula_router_inflight_requests") > clients/2 })
 	require.Positive(t, r.metric("mobula_router_inflight_requests", "endpoint", victim.url))
 	require.NoError(t, victim.cmd.Process.Kill())
 	wg.Wait()

@@ -6,7 +6,9 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -196,4 +198,22 @@ func TestGracefulStopFinishesStreams(t *testing.T) {
 	b, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	require.True(t, strings.HasSuffix(string(b), "data: [DONE]\n\n"), "the stream that ran has its end")
+}
+
+func TestHTTPSEngineWithAKey(t *testing.T) {
+	e, err := sim.New(sim.Options{Model: "m", APIKey: "sk-engine"})
+	require.NoError(t, err)
+	server := httptest.NewTLSServer(e.Handler())
+	defer server.Close()
+	key := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(key, []byte("sk-engine"), 0o600))
+	r := startRouter(t, fleetOf("        apiKeyFile: "+key+"\n        insecureSkipVerify: true\n", server.URL))
+	for _, stream := range []string{"", `,"stream":true`} {
+		a := r.chat("x", stream)
+		require.NoError(t, a.err)
+		require.Equal(t, http.StatusOK, a.status, a.body)
+	}
+	strict := launchRouter(t, fleetOf("        apiKeyFile: "+key+"\n", server.URL))
+	strict.eventually("told why the engine is not used", func() bool { return strings.Contains(strict.log.String(), "certificate") })
+	require.NotEqual(t, http.StatusOK, strict.status("/ready"))
 }
