@@ -154,7 +154,7 @@ func TestBrokenStreamsAreToldFromWholeOnes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := startEngine(t, sim.Options{Model: "m"})
-			r := startRouter(t, fleetOf("router: {timeouts: {idle: 1s}}\n", e.url))
+			r := startRouter(t, fleetOf("router: {timeouts: {idle: 1s, plain: 2s}}\n", e.url))
 			require.NoError(t, e.SetFault(f))
 			a := r.chat("x", `,"stream":true`)
 			require.NotContains(t, a.body, "[DONE]")
