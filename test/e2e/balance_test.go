@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
@@ -69,7 +70,8 @@ func playUsers(t *testing.T, policy string, concurrent int, sessions bool, syste
 	histories := make([]string, users)
 	for round := range rounds {
 		var wave sync.WaitGroup
-		for u := range users {
+		// in another order each time: else round robin would always send a user to one engine
+		for _, u := range rand.New(rand.NewPCG(1, uint64(round))).Perm(users) {
 			wave.Add(1)
 			turns <- func() {
 				defer wave.Done()

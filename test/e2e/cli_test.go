@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -209,6 +210,10 @@ func requireGone(t *testing.T, pids ...int) {
 }
 
 func TestUpLeavesNoEngineProcess(t *testing.T) {
+	// Under nohup SIGHUP is ignored, and so it would be in what we start.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	for name, stop := range map[string]func(*cli){
 		"graceful": func(c *cli) {
 			c.signal(syscall.SIGINT)
