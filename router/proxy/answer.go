@@ -137,22 +137,23 @@ func (t *task) pass(piece []byte) error {
 	return x.Client.Write(piece)
 }
 
-// more reads on, into a buffer that fits what comes: an idling stream holds a small one.
+// more reads on, into a buffer that fits what comes: an idling stream holds none.
 func (t *task) more() error {
-	if t.held == 0 {
-		switch {
-		case t.full && len(t.buf.b) < bigSize:
-			t.buf.grow(0)
-		case !t.full && t.body.whole < 0:
-			t.buf.shrink()
-		}
+	idle := t.held == 0 && !t.full && t.body.whole < 0
+	if t.held == 0 && t.full && len(t.buf.b) < bigSize {
+		t.buf.grow(0)
 	}
 	if t.outcome.Bytes > 0 { // else it is still the first byte that is waited for
 		t.wait(t.now, time.Duration(t.opts.Timeouts.Idle))
 	}
-	p := t.buf.b[t.held:]
-	n, err := t.conn.read(p, t.until)
-	t.n, t.full, t.now = n, n == len(p), time.Now()
+	var n int
+	var err error
+	if idle {
+		n, err = t.conn.await(&t.buf, t.until)
+	} else {
+		n, err = t.conn.read(t.buf.b[t.held:], t.until)
+	}
+	t.n, t.full, t.now = n, n == len(t.buf.b)-t.held, time.Now()
 	t.endpoint.Live.Heard.Store(t.now.UnixNano())
 	if err != nil && errors.Is(err, io.EOF) {
 		if t.body.toEOF {

@@ -3,7 +3,7 @@ package proxy
 import "sync"
 
 const (
-	smallSize = 4 << 10  // what an idling stream holds
+	smallSize = 4 << 10  // for heads and streams
 	bigSize   = 32 << 10 // for bodies; also the largest plain answer that is collected before it is passed on
 	maxHead   = 64 << 10 // an answer's status line and fields
 )
@@ -23,7 +23,7 @@ func newBuffers() *buffers {
 	return b
 }
 
-// buffer is a read buffer that grows to the size of what comes and shrinks again.
+// buffer is a read buffer that grows to the size of what comes.
 type buffer struct {
 	b     []byte
 	from  *buffers
@@ -52,14 +52,6 @@ func (b *buffer) grow(n int) {
 	copy(next, old)
 	b.release()
 	b.b = next
-}
-
-// shrink goes back to a small buffer and keeps nothing.
-func (b *buffer) shrink() {
-	if b.small == nil {
-		b.release()
-		b.take(b.from)
-	}
 }
 
 func (b *buffer) release() {

@@ -26,6 +26,9 @@ type conn struct {
 	check func(now time.Time) (next time.Time, giveUp bool)
 	since time.Time // idle since
 
+	ready func(fd uintptr) bool
+	into  *buffer // for ready
+
 	// The request on its way, for step.
 	step  func(fd uintptr) bool
 	out   []byte
@@ -45,7 +48,7 @@ func newConn(tcp *net.TCPConn, c net.Conn) (*conn, error) {
 		return nil, err
 	}
 	k := &conn{Conn: c, tcp: tcp, raw: raw, plain: c == net.Conn(tcp)}
-	k.step = k.exchange
+	k.step, k.ready = k.exchange, k.readReady
 	return k, nil
 }
 

@@ -61,6 +61,46 @@ func (c *conn) exchange(fd uintptr) bool {
 	return true
 }
 
+// await is read into a small buffer that is taken when there is something to read and not
+// before: a stream that idles holds none, and the few that are in use stay in the CPU's cache.
+func (c *conn) await(b *buffer, until time.Time) (int, error) {
+	b.release()
+	if !c.plain {
+		b.take(b.from)
+		return c.read(b.b, until)
+	}
+	c.into, c.n, c.err = b, 0, nil
+	for {
+		err := c.arm(until)
+		if err == nil {
+			err = c.raw.Read(c.ready)
+		}
+		if err == nil || !c.early(err, until) {
+			c.into = nil
+			if err == nil {
+				err = c.err
+			}
+			return c.n, err
+		}
+	}
+}
+
+// readReady is called by the runtime, first at once and then whenever there may be something to read.
+func (c *conn) readReady(fd uintptr) bool {
+	b := c.into
+	b.take(b.from)
+	n, err := read(int(fd), b.b)
+	if errors.Is(err, syscall.EAGAIN) {
+		b.release()
+		return false
+	}
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	c.n, c.err = max(n, 0), err
+	return true
+}
+
 func read(fd int, p []byte) (int, error) {
 	for {
 		n, err := syscall.Read(fd, p)

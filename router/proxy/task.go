@@ -19,46 +19,47 @@ var errGone = errors.New("client went away")
 // task is the state of one Do, reused for others.
 type task struct {
 	proxy *Proxy
-	opts  *Options
-	x     *Exchange
-	limit time.Time                         // of the whole request
-	look  func(time.Time) (time.Time, bool) // overdue, made once
 
-	// What Cancel needs.
+	// What each piece of a stream touches comes first and together: with a thousand streams
+	// it has left the cache since the last piece.
+	x        *Exchange
+	opts     *Options
+	conn     *conn
+	endpoint *pick.Endpoint
+	limit    time.Time // of the whole request
+	now      time.Time
+	until    time.Time // when the wait at hand ends
+	n        int       // bytes in buf that came and are not decoded
+	held     int       // decoded bytes at the front of buf that wait to be passed on
+	full     bool      // the last read filled the buffer
+	passed   bool      // the answer has begun to go to the client
+	scanning bool      // the answer is a stream
+	json     bool      // the answer is plain and may have a usage
+	collect  bool      // the answer is passed on in one piece
+	waiting  bool      // counted as such
+	reusable bool      // the connection can go back to its pool
+	told     bool      // the client knows of a failure by the stream
+	outcome  Outcome
+	buf      buffer
+	body     body
+	events   int // of the stream that Hooks know of
+	scan     scanner
+
+	// What Cancel needs, with conn.
 	mu   sync.Mutex
 	gone bool
-	conn *conn
 	stop context.CancelFunc // of a dial
 	wake chan struct{}      // of a pause
 
-	tried      int           // attempts begun
-	pause      time.Duration // before the next attempt
-	retryAfter time.Duration // the last that an engine gave
-	status     int           // sent to the client
-	told       bool          // the client knows of a failure by the stream
-
-	// The attempt at hand.
-	endpoint *pick.Endpoint
-	outcome  Outcome
-	waiting  bool // counted as such
-	reusable bool // the connection can go back to its pool
-	pool     *pool
-	buf      buffer
-	n        int // bytes in buf that came and are not decoded
-	head     head
-	fields   []byte
-	body     body
-	held     int  // decoded bytes at the front of buf that wait to be passed on
-	full     bool // the last read filled the buffer
-	scanning bool // the answer is a stream
-	scan     scanner
-	events   int  // of the stream that Hooks know of
-	json     bool // the answer is plain and may have a usage
-	tail     tail
-	collect  bool // the answer is passed on in one piece
-	passed   bool // the answer has begun to go to the client
-	now      time.Time
-	until    time.Time // when the wait at hand ends
+	look       func(time.Time) (time.Time, bool) // overdue, made once
+	tried      int                               // attempts begun
+	pause      time.Duration                     // before the next attempt
+	retryAfter time.Duration                     // the last that an engine gave
+	status     int                               // sent to the client
+	pool       *pool                             // of the attempt at hand
+	head       head
+	fields     []byte
+	tail       tail
 }
 
 // Do carries x to the first engine of its list that takes it and the answer to its client.
