@@ -135,7 +135,7 @@ type Timeouts struct {
 type Retries struct {
 	// Attempts after the first one. 0 to 10. Default 2.
 	Attempts int `yaml:"attempts"`
-	// Retries may be at most this share of recent requests (10 in 10 s are always allowed), so that an outage is not multiplied. 0 to 1. Default 0.2.
+	// Retries may be at most this share of recent requests (10 in 10 s are always allowed), so that an outage is not multiplied. What an engine that died leaves behind moves to others without counting. 0 to 1. Default 0.2.
 	Budget float64 `yaml:"budget"`
 	// A Retry-After of an engine longer than this is given to the client instead of being waited for, 0s to 24h. Default 2s.
 	MaxRetryAfter Duration `yaml:"maxRetryAfter"`

@@ -32,6 +32,7 @@ type Live struct {
 	Waiting  atomic.Int64 // of these, requests without a first byte
 	Tokens   atomic.Int64 // estimated prompt tokens of requests in flight
 	Heard    atomic.Int64 // when bytes of an answer came last, to whomever; Unix nanoseconds, 0 for never
+	Ejected  atomic.Bool  // taken out of service
 	Hung     atomic.Bool  // ejected because its inference does not answer
 }
 

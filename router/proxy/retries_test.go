@@ -275,3 +275,24 @@ func TestAnswerBeforeTheWholeBodyIsReadPasses(t *testing.T) {
 	require.NoError(t, l.Close())
 	<-done
 }
+
+func TestWhatADeadEngineLeavesMovesWithoutBudget(t *testing.T) {
+	for name, c := range map[string]struct {
+		script  func(r *request) bool
+		ejected bool
+	}{
+		"resets":                {script: func(r *request) bool { r.reset(); return false }},
+		"fails and was ejected": {script: func(r *request) bool { r.say(plain(500, "no")); return true }, ejected: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad, good := newFake(t, c.script), newFake(t, func(r *request) bool { r.say(plain(200, "good")); return true })
+			bad.Live.Ejected.Store(c.ejected)
+			o := retries(1)
+			o.Retries.Budget = 0
+			p := newProxy(t, o)
+			for range 4 * budgetFree {
+				require.Equal(t, "good", do(t, p, exchange(bad.Endpoint, good.Endpoint), &MemoryClient{}).body)
+			}
+		})
+	}
+}

@@ -206,7 +206,20 @@ func (t *task) again(c Cause) bool {
 		}
 		t.pause = t.retryAfter
 	}
-	return t.proxy.budget.retry(now, o.Retries.Budget)
+	return t.moves(c) || t.proxy.budget.retry(now, o.Retries.Budget)
+}
+
+// moves tells whether the next attempt takes over from an engine that is gone. That makes no
+// more work than there was, so the budget, which is there against multiplying it, is left
+// alone: when one of two engines dies, half of all requests in flight move at once.
+func (t *task) moves(c Cause) bool {
+	if t.tried >= len(t.x.List) {
+		return false
+	}
+	if c == CauseConnect || c == CauseReset {
+		return true
+	}
+	return t.endpoint.Live.Ejected.Load() && !t.x.List[t.tried].Live.Ejected.Load()
 }
 
 // fail makes an Error of err, which came up where cause is the likely one.
