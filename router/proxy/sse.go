@@ -73,10 +73,14 @@ func (s *scanner) feed(p []byte) {
 
 // mayBegin tells whether the line that p begins can become an error.
 func mayBegin(p []byte) bool {
-	for _, s := range [...]string{"event: error", `data: {"error"`} {
-		if n := min(len(p), len(s)); string(p[:n]) == s[:n] {
-			return true
+	for _, s := range [...]struct{ name, value string }{{"event:", "error"}, {"data:", `{"error"`}} {
+		n := min(len(p), len(s.name))
+		if string(p[:n]) != s.name[:n] {
+			continue
 		}
+		v := bytes.TrimLeft(p[n:], " \t")
+		k := min(len(v), len(s.value))
+		return string(v[:k]) == s.value[:k]
 	}
 	return false
 }

@@ -184,9 +184,10 @@ func FuzzScanner(f *testing.F) {
 	for _, s := range []string{
 		tokens(3) + event("[DONE]"), "event: error\n" + event("{}"), "data:x\r\n\r\n: c\n\ndata: [DONE]",
 		event(`{"usage":{"prompt_tokens":1,"x":{"cached_tokens":2}}}`), event(`{"finish_reason":"abort"}`), event(`{"error":{"code":404}}`),
-		"data: " + strings.Repeat("long ", 500) + "\n\n",
+		"data: " + strings.Repeat("long ", 500) + "\n\n", "data:{\"error\":0\n", "event:\terror\ndata:{}\n\n",
 	} {
 		f.Add([]byte(s), uint16(3))
+		f.Add([]byte(s), uint16(4))
 		f.Add([]byte(s), uint16(1500))
 	}
 	f.Fuzz(func(t *testing.T, p []byte, size uint16) {
