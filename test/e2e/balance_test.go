@@ -19,9 +19,6 @@ import (
 // prompt of about 1,000 tokens on four engines: no engine may get over 35 % of the
 // requests, whoever the policy finds the prefix on, and the prefix must be found.
 func TestRow01SharedSystemPromptSpreads(t *testing.T) {
-	if testing.Short() {
-		t.Skip("not run: the shared system prompt of 200 users (-short)")
-	}
 	system := strings.Repeat("You are a helpful and careful ray. ", 4000/35)
 	hits := map[string]float64{}
 	for _, policy := range []string{"roundrobin", "cost", "prefix"} {
