@@ -8,7 +8,7 @@ import (
 	"github.com/mobula-serve/mobula/router/pick"
 )
 
-// Client is the side that asked. All methods but OnGone's callback are called by the
+// Client is the side that asked. All methods are called by the
 // goroutine that calls Do.
 type Client interface {
 	// Head starts the answer. fields are raw header lines, each "Name: value\r\n", without
