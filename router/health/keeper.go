@@ -65,6 +65,7 @@ type Keeper struct {
 	// Of Run's goroutine.
 	departed map[string]*pick.Live
 	known    known
+	settled  bool // every endpoint of the first state has been asked
 	watchers sync.WaitGroup
 }
 
@@ -137,7 +138,8 @@ func (k *Keeper) Run(ctx context.Context, up <-chan []mobula.Endpoint) error {
 // Snapshot gives the fleet as it is now. It is never nil and costs one atomic load.
 func (k *Keeper) Snapshot() *pick.Snapshot { return k.snapshot.Load() }
 
-// Ready tells that some model can be served.
+// Ready tells that some model can be served, and at the start that every endpoint has been
+// asked: the first one to answer must not get the requests of all.
 func (k *Keeper) Ready() bool { return k.ready.Load() }
 
 // Update changes pace and aliases without a pause.
@@ -301,14 +303,17 @@ func (k *Keeper) newMember(ctx context.Context, e mobula.Endpoint, earlier *memb
 func (k *Keeper) publish() {
 	all := k.members.Load()
 	endpoints := make([]*pick.Endpoint, 0, len(all.byID))
+	heard := true
 	for _, m := range all.byID {
 		e := m.endpoint()
+		heard = heard && m.isHeard()
 		endpoints = append(endpoints, e)
 		k.metrics.setUp(e.ID, e.Serving)
 	}
 	s := pick.NewSnapshot(endpoints, k.settings.Load().models, k.known.names)
 	k.snapshot.Store(s)
-	k.ready.Store(slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return len(g.Endpoints) > 0 && !g.Ejected }))
+	k.settled = k.settled || heard && len(endpoints) > 0
+	k.ready.Store(k.settled && slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return len(g.Endpoints) > 0 && !g.Ejected }))
 	k.onChange(s)
 }
 

@@ -36,6 +36,21 @@ func TestANewEndpointServesAsSoonAsItHasAnswered(t *testing.T) {
 	})
 }
 
+func TestReadyWaitsUntilEveryEndpointHasBeenAsked(t *testing.T) {
+	bubble(t, func(f *fleet) {
+		t := f.t
+		f.engine("b").set(func(e *fakeEngine) { e.health, e.models = errHangs, errHangs })
+		f.report("a", "b")
+		require.Equal(t, "a", f.serving())
+		require.False(t, f.Ready(), "a would get what is meant for both")
+		after(2 * time.Second)
+		require.True(t, f.Ready(), "b has had its time")
+		f.engine("c").set(func(e *fakeEngine) { e.health, e.models = errHangs, errHangs })
+		f.report("a", "b", "c")
+		require.True(t, f.Ready(), "a later endpoint takes nothing away")
+	})
+}
+
 func TestAnEndpointThatStartsIsFoundQuickly(t *testing.T) {
 	bubble(t, func(f *fleet) {
 		t := f.t

@@ -35,6 +35,7 @@ type member struct {
 	cards     []mobula.Card
 	learned   bool // cards are the engine's own
 	relearn   bool // read them again now
+	heard     bool // the first answers are in, or are known not to come
 	scraped   engine.Metrics
 	scrapedAt time.Time
 	view      *pick.Endpoint // what snapshots show; nil when it is to be made anew
@@ -325,7 +326,8 @@ func (m *member) finishHealth(ctx context.Context, r result, s *schedule) {
 	first := m.healthErr == nil && m.machine.state == stateNew
 	m.healthErr = r.err
 	stale := m.machine.epoch != r.epoch
-	fresh := m.machine.state == stateNew && !m.learned
+	learned := m.learned
+	fresh := m.machine.state == stateNew && !learned
 	m.mu.Unlock()
 
 	in := input{event: healthGood, recent: m.succeeded.Swap(false)}
@@ -348,6 +350,26 @@ func (m *member) finishHealth(ctx context.Context, r result, s *schedule) {
 		m.keeper.log.InfoContext(ctx, "endpoint does not answer yet", "endpoint", m.id(), "error", r.err)
 	}
 	m.take(in, r.err)
+	if r.err != nil || learned {
+		m.hear()
+	}
+}
+
+// hear notes that the first answers are in.
+func (m *member) hear() {
+	m.mu.Lock()
+	first := !m.heard
+	m.heard = true
+	m.mu.Unlock()
+	if first {
+		m.keeper.touch()
+	}
+}
+
+func (m *member) isHeard() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.heard
 }
 
 func (m *member) finishModels(ctx context.Context, r result) {
@@ -367,7 +389,11 @@ func (m *member) finishModels(ctx context.Context, r result) {
 	if changed {
 		m.cards, m.view = cards, nil
 	}
+	serving := m.machine.state == stateUp
 	m.mu.Unlock()
+	if serving {
+		m.hear()
+	}
 
 	if engine.Unauthorized(r.err) && !engine.Unauthorized(before) {
 		m.keeper.log.WarnContext(ctx, "engine wants an API key for its model list: set apiKeyFile or apiKeyEnv, or name its models", "endpoint", id, "error", r.err)
