@@ -13,7 +13,7 @@ const (
 // Fleet is one serving fleet: what runs where, and how the router treats it. The same file
 // serves every platform; only the platform section differs.
 //
-// The comments of this file's fields are the user's reference: cmd/fleetdoc turns them into
+// The comments of the fields, here and in model.go, are the user's reference: cmd/fleetdoc turns them into
 // docs/fleet.md and docs/fleet.schema.json. It knows these sentences: "Required.", "Always X.",
 // "One of a, b or c.", "N to M.", "At least N.", "Default X." (a literal) and "Default: ..." (in words).
 type Fleet struct {
@@ -27,6 +27,8 @@ type Fleet struct {
 	Platform Platform `yaml:"platform"`
 	// Models of the fleet. Models that engines list and that are not named here are served too.
 	Models []Model `yaml:"models"`
+	// Services of others that take requests when the fleet's own engines can't, in the order in which they are asked.
+	Providers []Provider `yaml:"providers"`
 	// The router's data plane.
 	Router Router `yaml:"router"`
 	// The KV-cache network.
@@ -35,14 +37,18 @@ type Fleet struct {
 
 // Platform places or finds engines. Exactly one of its fields is set.
 type Platform struct {
-	// Engines that already run at known addresses.
+	// Engines on hosts without an orchestrator: ones that already run at known addresses, and ones that mobula agent runs.
 	Static *Static `yaml:"static"`
 }
 
-// Static lists engines that already run.
+// Static has engines that already run, hosts that may run models with replicas, or both.
 type Static struct {
-	// The engines. At least 1. Required.
+	// Engines that already run.
 	Endpoints []StaticEndpoint `yaml:"endpoints"`
+	// Names of the hosts that may run this fleet's models; * stands for any part of a name. A host has joined by mobula agent. Default: every host that has joined.
+	Hosts []string `yaml:"hosts"`
+	// A host that does not answer for so long is given up: its replicas are placed elsewhere. 1s to 24h. Default 1m.
+	HostTimeout Duration `yaml:"hostTimeout"`
 }
 
 // StaticEndpoint is one engine that already runs.
@@ -65,14 +71,6 @@ type StaticEndpoint struct {
 	InsecureSkipVerify bool `yaml:"insecureSkipVerify"`
 	// Takes the endpoint out of service: running requests finish, no new ones come. Default false.
 	Drain bool `yaml:"drain"`
-}
-
-// Model is one model of the fleet.
-type Model struct {
-	// The id that engines list at /v1/models. No model twice. Required.
-	Name string `yaml:"name"`
-	// Other names that clients may use for it, each for one model only and no model's own name.
-	Aliases []string `yaml:"aliases"`
 }
 
 // Router sets up the data plane.

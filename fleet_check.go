@@ -49,17 +49,24 @@ func checkFleet(f *Fleet, r *report) {
 		r.bad("platform", "want exactly one platform (static), got none")
 	} else {
 		checkStatic(f.Platform.Static, r)
+		if len(f.Platform.Static.Endpoints) == 0 && len(f.Providers) == 0 && !slices.ContainsFunc(f.Models, func(m Model) bool { return m.Placed() }) {
+			r.bad("platform.static.endpoints", "want at least 1 engine, or a model with replicas, got none")
+		}
 	}
 	checkModels(f.Models, r)
+	checkProviders(f, r)
 	checkRouter(&f.Router, r)
 	within(r, "kv.index.memory", f.KV.Index.Memory, 1<<20, 1<<40)
 }
 
 func checkStatic(s *Static, r *report) {
 	const path = "platform.static.endpoints"
-	if len(s.Endpoints) == 0 {
-		r.bad(path, "want at least 1 engine, got none")
+	for i, h := range s.Hosts {
+		if !isHostPattern(h) {
+			r.bad("platform.static.hosts["+strconv.Itoa(i)+"]", "want the name of a host such as gpu-1 or gpu-*, got %s", quote(h))
+		}
 	}
+	within(r, "platform.static.hostTimeout", s.HostTimeout, Duration(time.Second), longest)
 	urls := map[string]int{}
 	for i, e := range s.Endpoints {
 		at := path + "[" + strconv.Itoa(i) + "]"
@@ -78,22 +85,7 @@ func checkStatic(s *Static, r *report) {
 				r.bad(join(at+".labels", key), "want a label's name of printable characters")
 			}
 		}
-		if e.APIKeyFile != "" && e.APIKeyEnv != "" {
-			r.bad(at+".apiKeyEnv", "want apiKeyFile or apiKeyEnv, got both")
-		}
-		if e.APIKeyEnv != "" && !isVariable(e.APIKeyEnv) { // it may be the key itself, so it isn't shown
-			r.bad(at+".apiKeyEnv", "want the name of an environment variable: letters, digits and _, no digit first")
-		}
-	}
-}
-
-func checkModels(models []Model, r *report) {
-	taken := map[string]string{}
-	for i, m := range models {
-		checkName("models["+strconv.Itoa(i)+"].name", m.Name, taken, r)
-	}
-	for i, m := range models {
-		checkNames("models["+strconv.Itoa(i)+"].aliases", m.Aliases, taken, r)
+		checkKey(at, e.APIKeyFile, e.APIKeyEnv, r)
 	}
 }
 

@@ -117,6 +117,9 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 
 // object decodes a mapping into a struct.
 func (d *decoder) object(path string, n ast.Node, v reflect.Value) {
+	if part, ok := reflect.TypeAssert[defaulter](v.Addr()); ok {
+		part.setDefaults()
+	}
 	for _, e := range d.entries(path, n, 0) {
 		field := join(path, e.key)
 		i := fieldIndex(v.Type(), e.key)

@@ -45,3 +45,34 @@ func Default() Fleet {
 		KV: KV{Index: Index{Memory: 64 << 20}},
 	}
 }
+
+// defaulter is a part of the fleet that stands in a list or behind a pointer, where Default can't reach.
+type defaulter interface{ setDefaults() }
+
+func (s *Static) setDefaults() { s.HostTimeout = Duration(time.Minute) }
+
+func (m *Model) setDefaults() {
+	m.Engine = Engine{Kind: "vllm", StartTimeout: Duration(30 * time.Minute), StopTimeout: Duration(45 * time.Second)}
+	m.Resources.Hosts = 1
+	m.Scaling = Scaling{
+		TTFT:      Duration(2 * time.Second),
+		ITL:       Duration(100 * time.Millisecond),
+		UpAfter:   Duration(10 * time.Second),
+		DownAfter: Duration(5 * time.Minute),
+		ZeroAfter: Duration(10 * time.Minute),
+		Held:      1000,
+		HeldFor:   Duration(10 * time.Minute),
+	}
+	m.Rollout = Rollout{Surge: 1, Drain: Duration(5 * time.Minute), Rollback: true}
+}
+
+func (p *Provider) setDefaults() {
+	p.Kind, p.Use, p.SpillAfter, p.InFlight = "openai", "fallback", Duration(10*time.Second), 100
+}
+
+// NewModel gives a model with every default that the field comments state.
+func NewModel(name string) Model {
+	m := Model{Name: name}
+	m.setDefaults()
+	return m
+}

@@ -41,14 +41,14 @@ func TestLoadKeepsDefaultsOfWhatIsNotGiven(t *testing.T) {
 	got, err := mobula.Load([]byte(header+platform+"router:\n  timeouts:\n    idle: 5s\n  log:\nkv: {}\n"), "fleet.yaml")
 	require.NoError(t, err)
 	want := mobula.Default()
-	want.Platform.Static = &mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://vllm:8000"}}}
+	want.Platform.Static = &mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://vllm:8000"}}, HostTimeout: 60e9}
 	want.Router.Timeouts.Idle = 5e9
 	require.Empty(t, cmp.Diff(&want, got))
 }
 
 func TestDefaultLoadsOnceItHasAPlatform(t *testing.T) {
 	want := mobula.Default()
-	want.Platform.Static = &mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://vllm:8000"}}}
+	want.Platform.Static = &mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://vllm:8000"}}, HostTimeout: 60e9}
 	data, err := yaml.Marshal(want)
 	require.NoError(t, err)
 	got, err := mobula.Load(data, "fleet.yaml")

@@ -23,6 +23,11 @@ func isLabel(s string) bool {
 	return only(s, lower+digits+"-") && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
 }
 
+// isHostPattern tells whether s can be a host's name with * for any part of it.
+func isHostPattern(s string) bool {
+	return only(s, letters+digits+"-_.*") && len(s) <= 253
+}
+
 // isToken tells whether s can name a header (RFC 9110, token).
 func isToken(s string) bool { return only(s, letters+digits+"!#$%&'*+-.^_`|~") }
 

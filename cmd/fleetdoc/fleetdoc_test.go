@@ -25,7 +25,7 @@ const (
 )
 
 func TestCommittedFilesAreFresh(t *testing.T) {
-	files, err := generate(filepath.Join(root, "fleet.go"))
+	files, err := generate(root)
 	require.NoError(t, err)
 	require.Len(t, files, 2)
 	for name, want := range files {
@@ -60,6 +60,7 @@ func TestCommentsStateTheDefaults(t *testing.T) {
 			require.Equal(t, f.fixed, v.String(), path)
 		case v.Kind() == reflect.Struct || v.Kind() == reflect.Pointer:
 			require.Empty(t, f.fallback, path)
+		case f.required:
 		case f.fallback == "":
 			require.True(t, v.IsZero(), "%s has an undocumented default: %v", path, v)
 		default:
@@ -77,13 +78,9 @@ func TestCommentsStateTheDefaults(t *testing.T) {
 // The bounds and choices that comments state are those that Load checks.
 func TestCommentsStateTheBounds(t *testing.T) {
 	load := func(path, value string) error {
-		if endpoint, ok := strings.CutPrefix(path, "platform.static.endpoints[]."); ok {
-			file := strings.Replace(platform, "url: http://vllm:8000", "url: http://vllm:8000, "+endpoint+": "+value, 1)
-			_, err := mobula.Load([]byte(header+file), "fleet.yaml")
-			return err
-		}
-		line := strings.ReplaceAll(path, ".", ": {") + ": " + value + strings.Repeat("}", strings.Count(path, "."))
-		_, err := mobula.Load([]byte(header+platform+line+"\n"), "fleet.yaml")
+		file, err := json.Marshal(withField(t, path, value))
+		require.NoError(t, err)
+		_, err = mobula.Load(file, "fleet.yaml")
 		return err
 	}
 	choices, bounds := 0, 0
@@ -96,18 +93,52 @@ func TestCommentsStateTheBounds(t *testing.T) {
 			require.NoError(t, load(path, choice), path)
 			require.ErrorContains(t, load(path, choice+"x"), path[strings.LastIndex(path, ".")+1:], path)
 		}
+		named := strings.ReplaceAll(path, "[]", "[0]")
 		if f.low != "" {
 			bounds++
 			require.NoError(t, load(path, f.low), path)
-			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.low, -1)), path)
+			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.low, -1)), named)
 		}
 		if f.high != "" {
 			require.NoError(t, load(path, f.high), path)
-			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.high, 1)), path)
+			require.ErrorContains(t, load(path, beyond(t, v.Type(), f.high, 1)), named)
 		}
 	})
 	require.Greater(t, choices, 10)
 	require.Greater(t, bounds, 10)
+}
+
+// smallest is a fleet with one of everything that stands in a list.
+const smallest = `{
+	"apiVersion": "mobula/v1", "kind": "Fleet",
+	"platform": {"static": {"endpoints": [{"url": "http://vllm:8000"}]}},
+	"models": [{"name": "m", "replicas": 1, "rollout": {"unavailable": 1}, "loras": [{"name": "l", "source": "/l"}]}],
+	"providers": [{"name": "p", "url": "http://p/v1", "models": [{"name": "m"}]}]
+}`
+
+// withField gives the smallest fleet with a field set; "models[].name" is the first model's name.
+func withField(t *testing.T, path, value string) map[string]any {
+	t.Helper()
+	var fleet map[string]any
+	require.NoError(t, json.Unmarshal([]byte(smallest), &fleet))
+	at := fleet
+	parts := strings.Split(path, ".")
+	for _, part := range parts[:len(parts)-1] {
+		if name, isList := strings.CutSuffix(part, "[]"); isList {
+			at = at[name].([]any)[0].(map[string]any)
+			continue
+		}
+		if at[part] == nil {
+			at[part] = map[string]any{}
+		}
+		at = at[part].(map[string]any)
+	}
+	if json.Valid([]byte(value)) {
+		at[parts[len(parts)-1]] = json.RawMessage(value)
+	} else {
+		at[parts[len(parts)-1]] = value
+	}
+	return fleet
 }
 
 // beyond gives the value next to a bound of a field of type typ.
@@ -133,9 +164,16 @@ func beyond(t *testing.T, typ reflect.Type, bound string, step int64) string {
 // eachField calls f for every field that a fleet file can have, with its default.
 func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	t.Helper()
-	types, err := readTypes(filepath.Join(root, "fleet.go"))
+	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"))
 	require.NoError(t, err)
 	seen := map[string]bool{}
+	loaded, err := mobula.Load([]byte(smallest), "smallest.yaml")
+	require.NoError(t, err)
+	items := map[string]any{
+		"platform.static": mobula.Static{HostTimeout: loaded.Platform.Static.HostTimeout}, "platform.static.endpoints[]": mobula.StaticEndpoint{},
+		"models[]": mobula.NewModel(""), "models[].loras[]": mobula.LoRA{},
+		"providers[]": loaded.Providers[0], "providers[].models[]": mobula.ProviderModel{},
+	}
 	var walk func(name, path string, v reflect.Value)
 	walk = func(name, path string, v reflect.Value) {
 		seen[name] = true
@@ -147,7 +185,8 @@ func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 			if _, ok := types[parsed.typ]; ok {
 				switch value.Kind() {
 				case reflect.Slice, reflect.Pointer:
-					value = reflect.Zero(value.Type().Elem())
+					require.Contains(t, items, at)
+					value = reflect.ValueOf(items[at])
 				}
 				walk(parsed.typ, at, value)
 			}

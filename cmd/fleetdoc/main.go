@@ -1,5 +1,5 @@
 // Command fleetdoc writes docs/fleet.md and docs/fleet.schema.json from the comments of
-// fleet.go. Run it by go generate ./... in the repository's root.
+// fleet.go and model.go. Run it by go generate ./... in the repository's root.
 package main
 
 import (
@@ -21,7 +21,7 @@ func main() {
 
 // run writes both files of the repository at root.
 func run(root string) error {
-	files, err := generate(filepath.Join(root, "fleet.go"))
+	files, err := generate(root)
 	if err != nil {
 		return err
 	}
@@ -34,8 +34,8 @@ func run(root string) error {
 }
 
 // generate gives the files' contents by their names below the root.
-func generate(source string) (map[string][]byte, error) {
-	types, err := readTypes(source)
+func generate(root string) (map[string][]byte, error) {
+	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"))
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,7 @@ import (
 // writeReference gives docs/fleet.md.
 func writeReference(types map[string]structType) string {
 	var b strings.Builder
-	b.WriteString(`<!-- Written by cmd/fleetdoc from fleet.go: change the comments there and run go generate ./... -->
+	b.WriteString(`<!-- Written by cmd/fleetdoc from fleet.go and model.go: change the comments there and run go generate ./... -->
 
 # The fleet file
 
@@ -64,7 +64,7 @@ func below(path string, f field) string {
 func typeName(f field, section bool, path string) string {
 	name := map[string]string{
 		"string": "text", "bool": "true or false", "int": "whole number", "float64": "number",
-		"Duration": "duration", "Size": "size", "Role": "text",
+		"Duration": "duration", "Size": "size", "Role": "text", "Range": "number or range",
 	}[f.typ]
 	if section {
 		anchor := strings.ToLower(strings.NewReplacer(".", "", "[]", "").Replace(path))

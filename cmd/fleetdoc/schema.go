@@ -41,6 +41,7 @@ func writeSchema(types map[string]structType) ([]byte, error) {
 	root.Defs = map[string]*schema{
 		"Duration": {Type: "string", Pattern: `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$`},
 		"Size":     {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(KiB|MiB|GiB|KB|MB|GB)?$`, Minimum: "0"},
+		"Range":    {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(-[0-9]+)?$`, Minimum: "0"},
 	}
 	for name := range types {
 		if name == "Fleet" {
@@ -117,7 +118,7 @@ func typeSchema(types map[string]structType, name string) (*schema, error) {
 	case "float64":
 		return &schema{Type: "number"}, nil
 	}
-	if _, ok := types[name]; ok || name == "Duration" || name == "Size" {
+	if _, ok := types[name]; ok || name == "Duration" || name == "Size" || name == "Range" {
 		return &schema{Ref: "#/$defs/" + name}, nil
 	}
 	return nil, fmt.Errorf("no schema for type %s", name)

@@ -33,13 +33,22 @@ type field struct {
 	required bool
 }
 
-// readTypes reads the structs of a Go file. Every field needs a comment and a yaml name.
-func readTypes(source string) (map[string]structType, error) {
-	file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.ParseComments)
-	if err != nil {
-		return nil, err
-	}
+// readTypes reads the structs of Go files. Every field needs a comment and a yaml name.
+func readTypes(sources ...string) (map[string]structType, error) {
 	types := map[string]structType{}
+	for _, source := range sources {
+		file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.ParseComments)
+		if err != nil {
+			return nil, err
+		}
+		if err := readFile(file, types); err != nil {
+			return nil, err
+		}
+	}
+	return types, nil
+}
+
+func readFile(file *ast.File, types map[string]structType) error {
 	for _, decl := range file.Decls {
 		gen, ok := decl.(*ast.GenDecl)
 		if !ok {
@@ -57,18 +66,18 @@ func readTypes(source string) (map[string]structType, error) {
 			t := structType{doc: text(gen.Doc)}
 			for _, f := range s.Fields.List {
 				if len(f.Names) != 1 {
-					return nil, fmt.Errorf("%s: want one name for each field", spec.Name.Name)
+					return fmt.Errorf("%s: want one name for each field", spec.Name.Name)
 				}
 				parsed, err := readField(f)
 				if err != nil {
-					return nil, fmt.Errorf("%s.%s: %w", spec.Name.Name, f.Names[0].Name, err)
+					return fmt.Errorf("%s.%s: %w", spec.Name.Name, f.Names[0].Name, err)
 				}
 				t.fields = append(t.fields, parsed)
 			}
 			types[spec.Name.Name] = t
 		}
 	}
-	return types, nil
+	return nil
 }
 
 func readField(f *ast.Field) (field, error) {
