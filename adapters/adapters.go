@@ -4,6 +4,8 @@ package adapters
 
 import (
 	"context"
+	"errors"
+	"io"
 
 	"github.com/mobula-serve/mobula"
 )
@@ -17,3 +19,79 @@ type Discoverer interface {
 	// close up, and returns another error only when it can never work.
 	Run(ctx context.Context, up chan<- []mobula.Endpoint) error
 }
+
+// Key names a deployment: one revision of one model in one fleet.
+type Key struct {
+	Fleet, Model, Revision string
+}
+
+// Deployment is what one revision of a model should have on a platform.
+type Deployment struct {
+	Key
+	// Model says how one engine is started and what it takes; its Replicas and LoRAs don't matter here.
+	Model mobula.Model
+	// Replicas that should exist, those in Drain included. 0 keeps the deployment without a replica.
+	Replicas int
+	// Drain holds IDs of replicas that should get no new requests: their endpoints are Draining.
+	// A replica that is no longer named here takes requests again.
+	Drain []string
+}
+
+// Placer makes engines exist on one platform and keeps as many of them as asked.
+//
+// A replica whose process dies is started again with a back-off, under the same ID; one whose
+// host is gone for good gets a successor elsewhere with another ID. All methods are idempotent and
+// may be called at once. When the platform can't be asked they fail with an error that wraps
+// ErrUnavailable and change nothing.
+type Placer interface {
+	// Apply makes d so, replacing what was asked for under the same Key before. It returns when the
+	// wish is durable, not when it has come true: Status tells. With fewer Replicas than exist,
+	// those in Drain go first, then Failed ones, then those not ready, then the youngest. An error wraps
+	// ErrImpossible when no host of the platform, were it empty, could run one replica of d.
+	Apply(ctx context.Context, d Deployment) error
+	// Remove stops all replicas of the deployment and forgets it. One that is unknown is removed already.
+	Remove(ctx context.Context, key Key) error
+	// Deployments gives what is asked for in a fleet, sorted by Key. It is how a control plane that
+	// has lost its memory finds what it has to look after.
+	Deployments(ctx context.Context, fleet string) ([]Deployment, error)
+	// Status gives all replicas of a fleet, sorted by ID, Gone ones left out.
+	Status(ctx context.Context, fleet string) ([]mobula.Replica, error)
+	// Logs reads what a replica's engine has printed: the last tail lines, and with follow what
+	// comes until ctx ends. It fails with ErrUnknownReplica.
+	Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error)
+}
+
+// Watcher is a Placer that tells when Status may have changed.
+type Watcher interface {
+	// Changed gives a channel that is closed at the next change; ask again after it.
+	Changed() <-chan struct{}
+}
+
+// Hosts is a platform whose machines can be looked at and kept free.
+type Hosts interface {
+	// Hosts lists them, sorted by name.
+	Hosts(ctx context.Context) ([]mobula.Host, error)
+	// Cordon has a host get no new replicas, or get them again. It fails with ErrUnknownHost.
+	Cordon(ctx context.Context, host string, on bool) error
+	// Forget removes a host that is gone for good; its replicas are placed elsewhere at once.
+	Forget(ctx context.Context, host string) error
+}
+
+// Fetcher is a platform that can bring files to where a replica runs.
+type Fetcher interface {
+	// Fetch has the replica's hosts hold source (a folder there, or an http, https or s3 URL) and gives its
+	// path there, the same on each of them. It takes as long as the download does.
+	Fetch(ctx context.Context, replica, source string) (path string, err error)
+}
+
+// Errors of platforms.
+var (
+	// ErrUnavailable: the platform can't be asked right now.
+	ErrUnavailable = errors.New("platform unavailable")
+	// ErrImpossible: no host of the platform could ever run it.
+	ErrImpossible = errors.New("does not fit on any host")
+	// ErrUnknownReplica: there is no such replica.
+	ErrUnknownReplica = errors.New("no such replica")
+	// ErrUnknownHost: there is no such host.
+	ErrUnknownHost = errors.New("no such host")
+)

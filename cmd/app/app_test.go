@@ -17,7 +17,7 @@ import (
 )
 
 // deadline of conditions: generous, since the machine may be busy.
-const deadline = 20 * time.Second
+const deadline = 60 * time.Second
 
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "vllm" {

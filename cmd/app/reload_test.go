@@ -212,7 +212,7 @@ func (r *reloader) last() string {
 
 func (r *reloader) waitFor(cond func() bool) {
 	r.t.Helper()
-	require.Eventually(r.t, cond, 20*time.Second, 5*time.Millisecond, "applied %v, log:\n%s", r.names(), r.log)
+	require.Eventually(r.t, cond, 60*time.Second, 5*time.Millisecond, "applied %v, log:\n%s", r.names(), r.log)
 }
 
 // wantApplied waits until the last of names is applied, and then wants no others.

@@ -169,10 +169,12 @@ func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	seen := map[string]bool{}
 	loaded, err := mobula.Load([]byte(smallest), "smallest.yaml")
 	require.NoError(t, err)
+	provider := loaded.Providers[0]
+	provider.URL, provider.Models = "", nil
 	items := map[string]any{
 		"platform.static": mobula.Static{HostTimeout: loaded.Platform.Static.HostTimeout}, "platform.static.endpoints[]": mobula.StaticEndpoint{},
 		"models[]": mobula.NewModel(""), "models[].loras[]": mobula.LoRA{},
-		"providers[]": loaded.Providers[0], "providers[].models[]": mobula.ProviderModel{},
+		"providers[]": provider, "providers[].models[]": mobula.ProviderModel{},
 	}
 	var walk func(name, path string, v reflect.Value)
 	walk = func(name, path string, v reflect.Value) {
