@@ -29,6 +29,7 @@ var rooms = map[string][]string{
 	".":                    {"github.com/goccy/go-yaml"},
 	"adapters":             {"."},
 	"adapters/conformance": {".", "adapters", "github.com/google/go-cmp/"},
+	"adapters/providers":   {".", "adapters"},
 	"adapters/static":      {".", "adapters", "agent", "engine", "state", "golang.org/x/sync/"},
 	"agent":                {"."},
 	"agent/daemon":         {".", "agent", "agent/fetch", "agent/gpu", "agent/shim", "engine", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/prometheus/"},

@@ -3,9 +3,7 @@ package static
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -14,12 +12,6 @@ import (
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
 )
-
-// ErrNoKey is returned when the place that should hold an API key holds none.
-var ErrNoKey = errors.New("no API key there")
-
-// maxKeyBytes bounds an API key file.
-const maxKeyBytes = 16 << 10
 
 // Options set up a Discovery.
 type Options struct {
@@ -72,7 +64,7 @@ func (d *Discovery) endpoints(s mobula.Static) ([]mobula.Endpoint, error) {
 			return nil, fmt.Errorf("endpoint %s: listed twice", url)
 		}
 		seen[url] = true
-		key, err := d.key(e)
+		key, err := adapters.ReadKey(e.APIKeyFile, e.APIKeyEnv, d.lookup)
 		if err != nil {
 			return nil, fmt.Errorf("endpoint %s: %w", url, err)
 		}
@@ -88,46 +80,6 @@ func (d *Discovery) endpoints(s mobula.Static) ([]mobula.Endpoint, error) {
 		})
 	}
 	return endpoints, nil
-}
-
-func (d *Discovery) key(e mobula.StaticEndpoint) (mobula.Secret, error) {
-	var raw, from string
-	switch {
-	case e.APIKeyFile != "":
-		from = "apiKeyFile"
-		b, err := readKeyFile(e.APIKeyFile)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", from, err)
-		}
-		raw = string(b)
-	case e.APIKeyEnv != "":
-		from = "apiKeyEnv " + e.APIKeyEnv
-		raw, _ = d.lookup(e.APIKeyEnv)
-	default:
-		return "", nil
-	}
-	key := strings.TrimSpace(raw)
-	if key == "" {
-		return "", fmt.Errorf("%s: %w", from, ErrNoKey)
-	}
-	// It becomes a header line: nothing may end the line early.
-	if i := strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
-		return "", fmt.Errorf("%s: byte %d is not printable ASCII", from, i)
-	}
-	return mobula.Secret(key), nil
-}
-
-func readKeyFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKeyBytes+1))
-	if err == nil && len(b) > maxKeyBytes {
-		err = fmt.Errorf("%s: more than %d bytes", name, maxKeyBytes)
-	}
-	return b, err
 }
 
 var _ adapters.Discoverer = (*Discovery)(nil)
