@@ -1,6 +1,9 @@
 package mobula
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Role says which part of a request an engine does when prefill and decode run apart.
 type Role string
@@ -45,6 +48,34 @@ type Endpoint struct {
 	TLSSkipVerify bool
 	// Draining endpoints finish what they have and get nothing new.
 	Draining bool
+	// Provider is set for a service of others, nil for an engine of the fleet. Models are then all that it
+	// serves, it is not probed, and URL is without the path that its API is under.
+	Provider *ProviderTarget
+}
+
+// ProviderTarget is how a provider is asked, and when. It is not changed once it is in an Endpoint.
+type ProviderTarget struct {
+	// Kind is what it speaks: openai, azure or anthropic.
+	Kind string
+	// BasePath stands for /v1 in the paths that it is asked for: "/v1", "/openai/v1"; empty for none.
+	BasePath string
+	// Rename gives its names of models by the fleet's names; one that is not in it has the same name.
+	Rename map[string]string
+	// Order is its place among the fleet's providers.
+	Order int
+	// Spill has it asked before engines whose first token is more than SpillAfter away.
+	Spill      bool
+	SpillAfter time.Duration
+	// InFlight bounds the requests to it at once.
+	InFlight int
+}
+
+// ModelName gives the provider's name for a model of the fleet.
+func (p *ProviderTarget) ModelName(model string) string {
+	if as := p.Rename[model]; as != "" {
+		return as
+	}
+	return model
 }
 
 // Card is one entry of an engine's /v1/models.

@@ -43,6 +43,8 @@ type ModelReport struct {
 	// Requests that began in the window, and when the last one began (zero for never).
 	Requests    int       `json:"requests"`
 	LastRequest time.Time `json:"lastRequest"`
+	// PromptTokens of these requests, those left out that the KV cache of the picked engine was thought to hold.
+	PromptTokens int `json:"promptTokens"`
 	// Answered got a first token in the window. Failed ended in an error of ours or of the engines.
 	Answered int     `json:"answered"`
 	Failed   int     `json:"failed"`

@@ -3,6 +3,7 @@
 package adapters
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -23,6 +24,11 @@ type Discoverer interface {
 // Key names a deployment: one revision of one model in one fleet.
 type Key struct {
 	Fleet, Model, Revision string
+}
+
+// Compare orders keys by fleet, then model, then revision.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Fleet, o.Fleet), cmp.Compare(k.Model, o.Model), cmp.Compare(k.Revision, o.Revision))
 }
 
 // Deployment is what one revision of a model should have on a platform.
@@ -46,7 +52,7 @@ type Deployment struct {
 type Placer interface {
 	// Apply makes d so, replacing what was asked for under the same Key before. It returns when the
 	// wish is durable, not when it has come true: Status tells. With fewer Replicas than exist,
-	// those in Drain go first, then Failed ones, then those not ready, then the youngest. An error wraps
+	// those in Drain go first, in Drain's order, then Failed ones, then those not ready, then the youngest. An error wraps
 	// ErrImpossible when no host of the platform, were it empty, could run one replica of d.
 	Apply(ctx context.Context, d Deployment) error
 	// Remove stops all replicas of the deployment and forgets it. One that is unknown is removed already.
@@ -54,7 +60,9 @@ type Placer interface {
 	// Deployments gives what is asked for in a fleet, sorted by Key. It is how a control plane that
 	// has lost its memory finds what it has to look after.
 	Deployments(ctx context.Context, fleet string) ([]Deployment, error)
-	// Status gives all replicas of a fleet, sorted by ID, Gone ones left out.
+	// Status gives all replicas of a fleet, sorted by ID, Gone ones left out. One that is named in Drain keeps
+	// its state; one that Apply or Remove has taken away is Draining until its processes have ended, and no
+	// longer counts as one of the Replicas.
 	Status(ctx context.Context, fleet string) ([]mobula.Replica, error)
 	// Logs reads what a replica's engine has printed: the last tail lines, and with follow what
 	// comes until ctx ends. It fails with ErrUnknownReplica.
@@ -75,6 +83,12 @@ type Hosts interface {
 	Cordon(ctx context.Context, host string, on bool) error
 	// Forget removes a host that is gone for good; its replicas are placed elsewhere at once.
 	Forget(ctx context.Context, host string) error
+}
+
+// Checker is a Placer that tells in advance what Apply would refuse.
+type Checker interface {
+	// Check fails as Apply of d would, with ErrImpossible or ErrUnavailable, and changes nothing.
+	Check(ctx context.Context, d Deployment) error
 }
 
 // Fetcher is a platform that can bring files to where a replica runs.

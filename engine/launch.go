@@ -1,26 +1,56 @@
 package engine
 
 import (
+	"cmp"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mobula-serve/mobula"
 )
 
 // Serve describes one `vllm serve` to run on this machine.
 type Serve struct {
 	// Path of the vllm command. Default "vllm".
 	Path string
+	// Prefix, if not empty, is the command with what comes before "serve", in place of Path.
+	Prefix []string
 	// Model is a name on the model hub, or a folder.
 	Model string
+	// ServedName is the id that it lists at /v1/models. Default: Model.
+	ServedName string
 	// Host to bind. Default 127.0.0.1.
 	Host string
 	// Port to bind, 1 to 65535.
 	Port int
 	// Devices are the GPUs to use, as CUDA_VISIBLE_DEVICES names them. Nil leaves the choice to the environment.
 	Devices []string
+	// LoRAs and Sleep open the ways to load LoRAs, and to send the engine to sleep, while it runs.
+	LoRAs, Sleep bool
+	// Nodes is the number of hosts that the engine spans, 0 or 1 for one. Each runs this command with its own
+	// NodeRank from 0; they meet at MasterAddr and MasterPort on the host of rank 0, which alone serves.
+	Nodes, NodeRank int
+	MasterAddr      string
+	MasterPort      int
 	// Args go to vLLM after ours, so that they win.
 	Args []string
+	// Env holds environment variables; they win over the inherited ones and ours, but not over Devices.
+	Env map[string]string
+}
+
+// ForModel gives what a model's engine is started with, but for where: host, port, devices and nodes.
+func ForModel(m mobula.Model) Serve {
+	return Serve{
+		Prefix:     m.Engine.Command,
+		Model:      m.From(),
+		ServedName: m.Name,
+		LoRAs:      len(m.LoRAs) > 0,
+		Sleep:      m.Scaling.Sleep,
+		Args:       m.Engine.Args,
+		Env:        m.Engine.Env,
+	}
 }
 
 // Addr is the host:port that the engine will listen on.
@@ -31,25 +61,70 @@ func (s Serve) Addr() string {
 // Command gives the argv and the environment of s. environ is what to inherit, as
 // os.Environ gives it; what s decides replaces the same variable in it.
 func (s Serve) Command(environ []string) (argv, env []string) {
-	path := s.Path
-	if path == "" {
-		path = "vllm"
+	argv = slices.Clone(s.Prefix)
+	if len(argv) == 0 {
+		argv = []string{cmp.Or(s.Path, "vllm")}
 	}
-	argv = []string{path, "serve", s.Model, "--host", s.host(), "--port", strconv.Itoa(s.Port)}
+	argv = append(argv, "serve", s.Model, "--host", s.host(), "--port", strconv.Itoa(s.Port))
+	if s.ServedName != "" {
+		argv = append(argv, "--served-model-name", s.ServedName)
+	}
 	// Without it usage says nothing of cached tokens, and the router can't check its predictions.
 	argv = append(argv, "--enable-prompt-tokens-details")
+	if s.LoRAs {
+		argv = append(argv, "--enable-lora")
+		if devicesOf(s.Args, "--data-parallel-size", "-dp") > 1 {
+			// The default, one for each data-parallel rank, excludes loading LoRAs at run time.
+			argv = append(argv, "--api-server-count", "1")
+		}
+	}
+	if s.Sleep {
+		argv = append(argv, "--enable-sleep-mode")
+	}
+	argv = append(argv, s.nodeArgs()...)
 	argv = append(argv, s.Args...)
 
 	// The log is read line by line while the engine starts.
 	set := []string{"PYTHONUNBUFFERED=1"}
-	if loopback(s.host()) {
+	if ip := net.ParseIP(s.host()); ip != nil && !ip.IsUnspecified() {
 		// Else the engine's own processes talk to each other over the machine's outward address.
 		set = append(set, "VLLM_HOST_IP="+s.host())
 	}
-	if s.Devices != nil {
-		set = append(set, "CUDA_VISIBLE_DEVICES="+strings.Join(s.Devices, ","))
+	if s.LoRAs {
+		set = append(set, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
 	}
-	return argv, overlay(environ, set)
+	if s.Sleep {
+		set = append(set, "VLLM_SERVER_DEV_MODE=1") // /sleep and /wake_up are only there with it
+	}
+	env = overlay(overlay(environ, set), s.environment())
+	if s.Devices != nil {
+		env = overlay(env, []string{"CUDA_VISIBLE_DEVICES=" + strings.Join(s.Devices, ",")})
+	}
+	return argv, env
+}
+
+// nodeArgs places one host's part in an engine of several.
+func (s Serve) nodeArgs() []string {
+	if s.Nodes <= 1 {
+		return nil
+	}
+	args := []string{
+		"--nnodes", strconv.Itoa(s.Nodes), "--node-rank", strconv.Itoa(s.NodeRank),
+		"--master-addr", s.MasterAddr, "--master-port", strconv.Itoa(s.MasterPort),
+	}
+	if s.NodeRank > 0 {
+		args = append(args, "--headless")
+	}
+	return args
+}
+
+// environment gives Env as the environment has it, sorted.
+func (s Serve) environment() []string {
+	env := make([]string, 0, len(s.Env))
+	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
+		env = append(env, name+"="+s.Env[name])
+	}
+	return env
 }
 
 func (s Serve) host() string {
@@ -62,17 +137,17 @@ func (s Serve) host() string {
 // Devices is how many GPUs one engine with these vLLM arguments takes: the product of its
 // tensor, pipeline and data parallel sizes, at least 1. What vLLM itself would refuse counts as 1.
 func Devices(args []string) int {
-	n := 1
-	for _, names := range [][]string{
-		{"--tensor-parallel-size", "-tp"},
-		{"--pipeline-parallel-size", "-pp"},
-		{"--data-parallel-size", "-dp"},
-	} {
-		if v, err := strconv.Atoi(lastValue(args, names)); err == nil && v > 0 && v <= 1024 {
-			n *= v
-		}
+	return devicesOf(args, "--tensor-parallel-size", "-tp") *
+		devicesOf(args, "--pipeline-parallel-size", "-pp") *
+		devicesOf(args, "--data-parallel-size", "-dp")
+}
+
+// devicesOf reads one parallel size, 1 when it is not given or makes no sense.
+func devicesOf(args []string, names ...string) int {
+	if v, err := strconv.Atoi(lastValue(args, names)); err == nil && v > 0 && v <= 1024 {
+		return v
 	}
-	return n
+	return 1
 }
 
 // lastValue finds the value of the last of these flags, written as "--flag v" or
@@ -92,11 +167,6 @@ func lastValue(args, names []string) string {
 		}
 	}
 	return value
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // overlay gives environ with set in place of the same variables.

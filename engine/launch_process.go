@@ -46,6 +46,13 @@ type ProcessOptions struct {
 	Backoff, MaxBackoff time.Duration
 	// Stable is how long a run must last for the restarts to count from zero again. Default 1m.
 	Stable time.Duration
+	// Command, if not nil, is asked before each start for what takes the place of Argv and Env. Its
+	// error counts as an end of the process.
+	Command func() (argv, env []string, err error)
+	// Started, if not nil, is told the process's id after each start.
+	Started func(pid int)
+	// Sweep, if not nil, is called after each end, before anything else: it kills what has left the group.
+	Sweep func()
 	// Exited, if not nil, is told of each end that nobody asked for.
 	Exited func(Exit)
 	// Kill, once closed, makes a stop SIGKILL at once. Nil never does.
@@ -143,12 +150,20 @@ func (p *Process) Run(ctx context.Context) error {
 // once runs the command one time. Its error is how the command ended, or, when ctx has
 // ended, why it could not be stopped.
 func (p *Process) once(ctx context.Context) error {
+	p.tail.Reset()
+	argv, env := p.o.Argv, p.o.Env
+	if p.o.Command != nil {
+		var err error
+		if argv, env, err = p.o.Command(); err != nil {
+			return err
+		}
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("output of %s: %w", p.o.Name, err)
 	}
-	cmd := exec.Command(p.o.Argv[0], p.o.Argv[1:]...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = p.o.Env, w, w
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, w, w
 	cmd.SysProcAttr = groupAttr()
 	err = cmd.Start()
 	_ = w.Close()
@@ -156,8 +171,10 @@ func (p *Process) once(ctx context.Context) error {
 		_ = r.Close()
 		return fmt.Errorf("start: %w", err)
 	}
-	p.tail.Reset()
 	p.o.Logger.Info("engine started", "pid", cmd.Process.Pid)
+	if p.o.Started != nil {
+		p.o.Started(cmd.Process.Pid)
+	}
 
 	copied := make(chan struct{})
 	go func() {
@@ -173,6 +190,9 @@ func (p *Process) once(ctx context.Context) error {
 		err = p.stop(cmd.Process.Pid, exited)
 	}
 	signalGroup(cmd.Process.Pid, syscall.SIGKILL)
+	if p.o.Sweep != nil {
+		p.o.Sweep()
+	}
 	// The pipe ends when all that could write to it are dead.
 	select {
 	case <-copied:

@@ -219,3 +219,23 @@ func TestOutputGetsEverything(t *testing.T) {
 	require.ErrorIs(t, p.wait(t), ErrGaveUp)
 	require.Equal(t, "a\nb\nc\n", out.String())
 }
+
+func TestEachStartAsksForItsCommand(t *testing.T) {
+	var starts, swept int
+	var pids []int
+	p := start(t, ProcessOptions{
+		Restarts: 2, Backoff: time.Nanosecond,
+		Command: func() ([]string, []string, error) {
+			if starts++; starts == 2 {
+				return nil, nil, errors.New("nothing to run")
+			}
+			return sh("exit $MARK"), []string{"MARK=" + strconv.Itoa(starts)}, nil
+		},
+		Started: func(pid int) { pids = append(pids, pid) },
+		Sweep:   func() { swept++ },
+	})
+	require.ErrorContains(t, p.wait(t), "exit status 3")
+	require.Equal(t, 3, starts)
+	require.Len(t, pids, 2, "the second one was not started")
+	require.Equal(t, 2, swept)
+}

@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/mobula-serve/mobula"
 )
 
 func TestServeCommand(t *testing.T) {
@@ -39,6 +41,53 @@ func TestServeCommand(t *testing.T) {
 			argv:    []string{"vllm", "serve", "m", "--host", "0.0.0.0", "--port", "1", "--enable-prompt-tokens-details"},
 			env:     []string{"VLLM_HOST_IP=10.0.0.1", "PYTHONUNBUFFERED=1"},
 		},
+		"an address of the host is the engine's own": {
+			serve:   Serve{Model: "m", Host: "10.0.0.7", Port: 1},
+			environ: []string{"VLLM_HOST_IP=10.0.0.1"},
+			argv:    []string{"vllm", "serve", "m", "--host", "10.0.0.7", "--port", "1", "--enable-prompt-tokens-details"},
+			env:     []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=10.0.0.7"},
+		},
+		"a command of one's own, a name, LoRAs and sleep": {
+			serve: Serve{Prefix: []string{"/venv/python", "-m", "vllm"}, Path: "vllm", Model: "/w", ServedName: "m", Port: 1, LoRAs: true, Sleep: true},
+			argv: []string{
+				"/venv/python", "-m", "vllm", "serve", "/w", "--host", "127.0.0.1", "--port", "1", "--served-model-name", "m",
+				"--enable-prompt-tokens-details", "--enable-lora", "--enable-sleep-mode",
+			},
+			env: []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", "VLLM_SERVER_DEV_MODE=1"},
+		},
+		"LoRAs beside data parallelism": {
+			serve: Serve{Model: "m", Port: 1, LoRAs: true, Args: []string{"-dp", "2"}},
+			argv: []string{
+				"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "1",
+				"--enable-prompt-tokens-details", "--enable-lora", "--api-server-count", "1", "-dp", "2",
+			},
+			env: []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"},
+		},
+		"the user's environment wins, but not over the devices": {
+			serve: Serve{
+				Model: "m", Port: 1, Devices: []string{},
+				Env: map[string]string{"VLLM_HOST_IP": "10.0.0.2", "CUDA_VISIBLE_DEVICES": "7", "A": "1"},
+			},
+			environ: []string{"A=0"},
+			argv:    []string{"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "1", "--enable-prompt-tokens-details"},
+			env:     []string{"PYTHONUNBUFFERED=1", "A=1", "VLLM_HOST_IP=10.0.0.2", "CUDA_VISIBLE_DEVICES="},
+		},
+		"the first of two hosts": {
+			serve: Serve{Model: "m", Host: "10.0.0.7", Port: 1, Nodes: 2, MasterAddr: "10.0.0.7", MasterPort: 29500, Args: []string{"-tp", "16"}},
+			argv: []string{
+				"vllm", "serve", "m", "--host", "10.0.0.7", "--port", "1", "--enable-prompt-tokens-details",
+				"--nnodes", "2", "--node-rank", "0", "--master-addr", "10.0.0.7", "--master-port", "29500", "-tp", "16",
+			},
+			env: []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=10.0.0.7"},
+		},
+		"the second of two hosts": {
+			serve: Serve{Model: "m", Host: "10.0.0.8", Port: 1, Nodes: 2, NodeRank: 1, MasterAddr: "10.0.0.7", MasterPort: 29500},
+			argv: []string{
+				"vllm", "serve", "m", "--host", "10.0.0.8", "--port", "1", "--enable-prompt-tokens-details",
+				"--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.7", "--master-port", "29500", "--headless",
+			},
+			env: []string{"PYTHONUNBUFFERED=1", "VLLM_HOST_IP=10.0.0.8"},
+		},
 		"IPv6 loopback": {
 			serve: Serve{Model: "m", Host: "::1", Port: 1},
 			argv:  []string{"vllm", "serve", "m", "--host", "::1", "--port", "1", "--enable-prompt-tokens-details"},
@@ -54,6 +103,21 @@ func TestServeCommand(t *testing.T) {
 		})
 	}
 	require.Equal(t, "[::1]:9", Serve{Host: "::1", Port: 9}.Addr())
+}
+
+func TestServeForModel(t *testing.T) {
+	m := mobula.Model{
+		Name: "m", Source: "org/m",
+		Engine:  mobula.Engine{Command: []string{"v"}, Args: []string{"--dtype", "auto"}, Env: map[string]string{"A": "1"}},
+		LoRAs:   []mobula.LoRA{{Name: "l"}},
+		Scaling: mobula.Scaling{Sleep: true},
+	}
+	want := Serve{
+		Prefix: []string{"v"}, Model: "org/m", ServedName: "m", LoRAs: true, Sleep: true,
+		Args: []string{"--dtype", "auto"}, Env: map[string]string{"A": "1"},
+	}
+	require.Empty(t, cmp.Diff(want, ForModel(m)))
+	require.Empty(t, cmp.Diff(Serve{Model: "m", ServedName: "m"}, ForModel(mobula.Model{Name: "m"})))
 }
 
 func TestDevicesOfArguments(t *testing.T) {

@@ -2,13 +2,12 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"time"
-
-	"github.com/tidwall/gjson"
 
 	"github.com/mobula-serve/mobula"
 )
@@ -50,11 +49,13 @@ func (c *Client) IsSleeping(ctx context.Context, e mobula.Endpoint) (asleep bool
 		if err != nil {
 			return err
 		}
-		v := gjson.GetBytes(body, "is_sleeping")
-		if !gjson.ValidBytes(body) || !v.IsBool() {
+		var answer struct {
+			IsSleeping *bool `json:"is_sleeping"`
+		}
+		if json.Unmarshal(body, &answer) != nil || answer.IsSleeping == nil {
 			return fmt.Errorf(`%w: %s has no "is_sleeping"`, ErrMalformed, path)
 		}
-		asleep = v.Bool()
+		asleep = *answer.IsSleeping
 		return nil
 	})
 	return asleep, canSleep(err)

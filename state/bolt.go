@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -42,7 +43,15 @@ func Open(path string) (*DB, error) {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
 	db := &DB{path: path}
-	if err := guard(func() error { return db.open() }); err != nil {
+	var file *os.File
+	err = guard(func() error {
+		return db.open(func(name string, flag int, mode fs.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(name, flag, mode)
+			return file, err
+		})
+	})
+	if err != nil {
+		unlock(file)
 		return nil, openError(path, err)
 	}
 	if info == nil {
@@ -55,13 +64,15 @@ func Open(path string) (*DB, error) {
 }
 
 // open reads all that the file holds once, so that damage shows now and not in the midst of work.
-func (db *DB) open() error {
-	bolt, err := bbolt.Open(db.path, 0o600, &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType})
+func (db *DB) open(openFile func(string, int, fs.FileMode) (*os.File, error)) error {
+	bolt, err := bbolt.Open(db.path, 0o600, &bbolt.Options{
+		Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, OpenFile: openFile,
+	})
 	if err != nil {
 		return err
 	}
 	db.bolt = bolt
-	err = bolt.View(func(tx *bbolt.Tx) error {
+	return bolt.View(func(tx *bbolt.Tx) error {
 		return tx.ForEach(func(_ []byte, bucket *bbolt.Bucket) error {
 			if bucket == nil {
 				return berrors.ErrInvalid
@@ -77,10 +88,6 @@ func (db *DB) open() error {
 			})
 		})
 	})
-	if err != nil {
-		return errors.Join(err, bolt.Close())
-	}
-	return nil
 }
 
 // Get gives a value.
@@ -175,6 +182,13 @@ func guard(f func() error) (err error) {
 		}
 	}()
 	return f()
+}
+
+// unlock gives a file free that bbolt has left open by a panic. Closing alone doesn't: its pages may still be mapped.
+func unlock(file *os.File) {
+	if file != nil && syscall.Flock(int(file.Fd()), syscall.LOCK_UN) == nil {
+		_ = file.Close()
+	}
 }
 
 func openError(path string, err error) error {

@@ -325,6 +325,20 @@ func TestLoRAs(t *testing.T) {
 	s.ok("/v1/load_lora_adapter", `{"lora_name":"b","lora_path":"/b"}`)
 	status, _ := s.post("/v1/load_lora_adapter", `{"lora_name":"c","lora_path":"/c"}`)
 	require.Equal(t, http.StatusBadRequest, status, "no room")
+	for body, want := range map[string]string{
+		`{"lora_name":"gpt","lora_path":"/x"}`:                             "The lora adapter 'gpt' conflicts with a served base model.",
+		`{"lora_name":"mobula-sim","lora_path":"/x"}`:                      "The lora adapter 'mobula-sim' conflicts with a served base model.",
+		`{"lora_name":"","lora_path":"/x"}`:                                "Both 'lora_name' and 'lora_path' must be provided.",
+		`{"lora_name":"d","lora_path":""}`:                                 "Both 'lora_name' and 'lora_path' must be provided.",
+		`{"lora_name":"b","lora_path":"/nonexistent","load_inplace":true}`: "Loading lora b failed: No adapter found for /nonexistent",
+	} {
+		status, answer := s.post("/v1/load_lora_adapter", body)
+		require.GreaterOrEqual(t, status, http.StatusBadRequest, body)
+		require.Equal(t, want, answer.Get("error.message").Str, body)
+	}
+	s.ok("/v1/load_lora_adapter", `{"lora_name":"b","lora_path":"/b2","load_inplace":true}`)
+	_, list = s.get("/v1/models")
+	require.Equal(t, `["mobula-sim","mobula-sim","/loras/poet","/b2"]`, gjson.Get(list, "data.#.root").Raw)
 	s.ok("/v1/unload_lora_adapter", `{"lora_name":"poet"}`)
 	status, _ = s.post("/v1/completions", `{"model":"poet","prompt":"x"}`)
 	require.Equal(t, http.StatusNotFound, status)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,7 +90,15 @@ func (c *call) loadLoRA() {
 		c.fail(err)
 		return
 	}
-	if c.e.opts.NoLoRA {
+	o := &c.e.opts
+	switch {
+	case name == "" || path == "":
+		c.fail(invalidInput("Both 'lora_name' and 'lora_path' must be provided."))
+		return
+	case name == o.Model || slices.Contains(o.Aliases, name):
+		c.fail(invalidInput("The lora adapter '%s' conflicts with a served base model.", name))
+		return
+	case o.NoLoRA:
 		c.fail(&apiError{
 			status: http.StatusInternalServerError, kind: "InternalServerError",
 			message: "Call to add_lora method failed: Worker failed with error 'LoRA is not enabled. Use --enable-lora to enable LoRA.', please check the stack trace above for the root cause",
@@ -102,10 +111,7 @@ func (c *call) loadLoRA() {
 	at := m.find(name)
 	switch {
 	case at >= 0 && !p.bool("load_inplace", false):
-		c.fail(&apiError{
-			status: http.StatusBadRequest, kind: "InvalidUserInput",
-			message: fmt.Sprintf("The lora adapter '%s' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.", name),
-		})
+		c.fail(invalidInput("The lora adapter '%s' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.", name))
 		return
 	case strings.HasPrefix(filepath.Clean(path), "/nonexistent"):
 		c.fail(notFound("", "Loading lora %s failed: No adapter found for %s", name, path))
@@ -119,6 +125,10 @@ func (c *call) loadLoRA() {
 		m.loras = append(m.loras, LoRA{Name: name, Path: path})
 	}
 	c.text(http.StatusOK, "Success: LoRA adapter '"+name+"' added successfully.")
+}
+
+func invalidInput(format string, args ...any) *apiError {
+	return &apiError{status: http.StatusBadRequest, kind: "InvalidUserInput", message: fmt.Sprintf(format, args...)}
 }
 
 // unloadLoRA serves /v1/unload_lora_adapter.

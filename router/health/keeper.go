@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -62,9 +63,12 @@ type Keeper struct {
 	members  atomic.Pointer[members] // replaced by Run only
 	dirty    chan struct{}           // holds one: the snapshot is to be made anew
 
+	leaving atomic.Pointer[map[string]*pick.Live] // departed, as others may see it
+
 	// Of Run's goroutine.
 	departed map[string]*pick.Live
 	known    known
+	reported bool // discovery has spoken
 	settled  bool // every endpoint of the first state has been asked
 	watchers sync.WaitGroup
 }
@@ -98,6 +102,7 @@ func New(o Options) *Keeper {
 	}
 	k.settings.Store(&settings{withDefaults(o.Health), o.Models})
 	k.members.Store(&members{})
+	k.leaving.Store(&map[string]*pick.Live{})
 	k.snapshot.Store(pick.NewSnapshot(nil, o.Models, nil))
 	return k
 }
@@ -138,7 +143,7 @@ func (k *Keeper) Run(ctx context.Context, up <-chan []mobula.Endpoint) error {
 // Snapshot gives the fleet as it is now. It is never nil and costs one atomic load.
 func (k *Keeper) Snapshot() *pick.Snapshot { return k.snapshot.Load() }
 
-// Ready tells that some model can be served, and at the start that every endpoint has been
+// Ready tells that some model can be served, or has its requests wait for engines, and at the start that every endpoint has been
 // asked: the first one to answer must not get the requests of all.
 func (k *Keeper) Ready() bool { return k.ready.Load() }
 
@@ -177,6 +182,9 @@ func (k *Keeper) Report(e *pick.Endpoint, o proxy.Outcome) {
 // Overdue takes in that e has answered nobody for as long as a first byte may take, while
 // an answer is waited for. It never blocks.
 func (k *Keeper) Overdue(e *pick.Endpoint) {
+	if e.Provider != nil {
+		return // nothing can be asked of it but requests
+	}
 	if m := k.members.Load().byLive[e.Live]; m != nil {
 		m.take(input{event: requestOverdue}, nil)
 	}
@@ -264,6 +272,9 @@ func (k *Keeper) apply(ctx context.Context, endpoints []mobula.Endpoint) {
 			delete(k.departed, id)
 		}
 	}
+	leaving := maps.Clone(k.departed)
+	k.leaving.Store(&leaving)
+	k.reported = true
 }
 
 // maxDeparted bounds the endpoints that are gone but for their running requests.
@@ -272,6 +283,7 @@ const maxDeparted = 4096
 func (k *Keeper) remove(ctx context.Context, id string, m *member) {
 	k.log.InfoContext(ctx, "endpoint removed", "endpoint", id)
 	k.metrics.remove(id)
+	m.live.Draining.Store(true) // retries whose list has it go elsewhere
 	e := m.endpoint()
 	for _, c := range e.Cards {
 		if e.Allows(c) {
@@ -282,6 +294,9 @@ func (k *Keeper) remove(ctx context.Context, id string, m *member) {
 		k.departed[id] = m.live
 	}
 }
+
+// Departed are the endpoints that are gone and had requests running when discovery spoke last.
+func (k *Keeper) Departed() map[string]*pick.Live { return *k.leaving.Load() }
 
 // newMember starts to watch e, in place of an earlier endpoint of the same ID.
 func (k *Keeper) newMember(ctx context.Context, e mobula.Endpoint, earlier *member) *member {
@@ -295,6 +310,13 @@ func (k *Keeper) newMember(ctx context.Context, e mobula.Endpoint, earlier *memb
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	m := &member{keeper: k, live: live, cancel: cancel, wake: make(chan struct{}, 1), spec: e, since: time.Now()}
+	live.Draining.Store(e.Draining)
+	if e.Provider != nil {
+		m.machine, m.cards, m.learned, m.heard = machine{state: stateUp}, configured(e), true, true
+		m.calm.Store(true)
+		live.Ejected.Store(false)
+		live.Hung.Store(false)
+	}
 	k.watchers.Go(func() { m.watch(ctx) })
 	return m
 }
@@ -312,9 +334,16 @@ func (k *Keeper) publish() {
 	}
 	s := pick.NewSnapshot(endpoints, k.settings.Load().models, k.known.names)
 	k.snapshot.Store(s)
-	k.settled = k.settled || heard && len(endpoints) > 0
-	k.ready.Store(k.settled && slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return len(g.Endpoints) > 0 && !g.Ejected }))
+	// A placed model is served without engines too: requests wait for them, and have them made.
+	placed := slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return g.Placed && g.Held > 0 })
+	k.settled = k.settled || heard && k.reported && (len(endpoints) > 0 || placed)
+	k.ready.Store(k.settled && (placed || slices.ContainsFunc(s.Models(), serves)))
 	k.onChange(s)
+}
+
+// serves tells whether some endpoint of g is in service.
+func serves(g *pick.Group) bool {
+	return len(g.Endpoints) > 0 && !g.Ejected || slices.ContainsFunc(g.Providers, func(e *pick.Endpoint) bool { return e.Serving })
 }
 
 // known holds the models of endpoints that are gone, the latest last.

@@ -33,6 +33,7 @@ const (
 	requestGood                 // a request ended well
 	requestBad                  // a request failed
 	requestOverdue              // a plain answer has not begun while the engine answered nobody
+	pauseOver                   // a provider has been left alone for long enough
 )
 
 // input is an event with what matters of its circumstances.
@@ -78,6 +79,12 @@ func (m machine) next(in input, ejectAfter int) machine {
 		}
 	case healthRefused, healthSick, healthSilent:
 		return m.healthFailed(in, ejectAfter)
+	case pauseOver:
+		if m.state != stateUp {
+			m = m.admit()
+			m.trips++
+			m.requests = ejectAfter - 1 // on probation: one failure more ejects it again
+		}
 	case requestOverdue:
 		m.doubted = m.state == stateUp
 	case inferGood:
@@ -205,6 +212,15 @@ func (m machine) healthEvery(interval time.Duration) time.Duration {
 		return min(interval, downEvery)
 	}
 }
+
+// Pauses of a provider.
+const (
+	firstPause = time.Second // doubled by each in a row
+	maxPause   = time.Minute
+)
+
+// pause is how long an ejected provider is left alone.
+func (m machine) pause() time.Duration { return min(firstPause<<min(m.trips, 10), maxPause) }
 
 // inferAfter is the time from an ejection or a failed inference probe to the next one.
 func (m machine) inferAfter() time.Duration {

@@ -101,9 +101,16 @@ func (m *member) poke() {
 func (m *member) change(e mobula.Endpoint) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if e.URL != m.spec.URL || e.TLSSkipVerify != m.spec.TLSSkipVerify {
+	if e.URL != m.spec.URL || e.TLSSkipVerify != m.spec.TLSSkipVerify || (e.Provider == nil) != (m.spec.Provider == nil) {
 		return false
 	}
+	if e.Provider != nil {
+		if e.APIKey != m.spec.APIKey || e.Provider.Kind != m.spec.Provider.Kind || e.Provider.BasePath != m.spec.Provider.BasePath {
+			return false // what was wrong may be mended
+		}
+		m.cards = configured(e)
+	}
+	m.live.Draining.Store(e.Draining)
 	if e.APIKey != m.spec.APIKey || !slices.Equal(e.Models, m.spec.Models) {
 		m.relearn = true
 		m.poke()
@@ -162,6 +169,10 @@ type schedule struct {
 
 // watch does each task when it is due, at most one of a kind at once, until ctx ends.
 func (m *member) watch(ctx context.Context) {
+	if m.isProvider() {
+		m.rest(ctx)
+		return
+	}
 	var (
 		s       schedule
 		running sync.WaitGroup
@@ -410,6 +421,11 @@ func promised(e mobula.Endpoint, err error) []mobula.Card {
 	if s := engine.Status(err); s < 400 || s >= 500 {
 		return nil
 	}
+	return configured(e)
+}
+
+// configured are the models that an endpoint is said to serve.
+func configured(e mobula.Endpoint) []mobula.Card {
 	var cards []mobula.Card
 	for _, name := range e.Models {
 		cards = append(cards, mobula.Card{ID: name})

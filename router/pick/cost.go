@@ -99,7 +99,7 @@ func holding(view []kv.Holding, n *engine) kv.Holding {
 // of is the cost of r on n, in seconds.
 func (p *cost) of(r *Request, n *engine, h kv.Holding) float64 {
 	l := &n.load
-	s := l.speedNow(r.Now) * p.learner.seconds(float64(r.Tokens-cached(r, int(h.Blocks))), float64(l.active))
+	s := p.service(r, n, h)
 	own := s + p.attempts.wait(l, r.Now, max(plainLate*p.plain, plainLeast))
 	lambda, rho := l.rates(r.Now)
 	c := own + s*lambda*own/(1-rho) + l.penaltyNow(r.Now)

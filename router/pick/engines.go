@@ -91,6 +91,9 @@ func (s *engines) capacity(n *engine) int {
 func (s *engines) keep(snapshot *Snapshot) {
 	present := make(map[string]*engine, len(snapshot.Endpoints))
 	for _, e := range snapshot.Endpoints {
+		if e.Provider != nil {
+			continue
+		}
 		n := s.get(e)
 		present[e.ID] = n
 		if n.cacheTokens != e.CacheTokens {

@@ -34,6 +34,8 @@ type Live struct {
 	Heard    atomic.Int64 // when bytes of an answer came last, to whomever; Unix nanoseconds, 0 for never
 	Ejected  atomic.Bool  // taken out of service
 	Hung     atomic.Bool  // ejected because its inference does not answer
+	Draining atomic.Bool  // it gets nothing new: marked so, or not reported any more
+	TTFT     atomic.Int64 // running mean of its streams' time to first byte, nanoseconds; kept for policies that estimate none
 }
 
 // Request is what a policy may know of a request.
@@ -47,6 +49,7 @@ type Request struct {
 	Now     time.Duration // since the router's start, monotonic
 	Rand    uint64        // random bits, one draw a request
 	Depth   int           // endpoints wanted, at least 1
+	Kinds   []string      // kinds of providers that can take the request
 	Explain *Explanation  // filled in when not nil
 	// Reason is set by Order, always: why the first one is first. One of a policy's few
 	// constants ("prefix", "load", "session", "turn", ...), so that it can be a metric label.

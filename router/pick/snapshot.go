@@ -3,6 +3,7 @@ package pick
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -30,6 +31,52 @@ type Group struct {
 	Endpoints []*Endpoint
 	// Ejected tells that Endpoints are all ejected ones.
 	Ejected bool
+	// Providers serve it too, in the order in which they are asked. Ejected ones are in it only
+	// when nothing else is left of a model that is not placed.
+	Providers []*Endpoint
+	// Placed tells that engines are made for it: without any, requests wait. At most Held of them
+	// wait, those for LoRAs of Base included, each for HeldFor.
+	Placed  bool
+	Held    int
+	HeldFor time.Duration
+}
+
+// Offered tells that requests for it are taken: something may serve it, or will.
+func (g *Group) Offered() bool { return len(g.Endpoints) > 0 || len(g.Providers) > 0 || g.Placed }
+
+// Serves tells whether an engine is up, or a provider of one of these kinds takes a request, by
+// what is known at this moment.
+func (g *Group) Serves(kinds []string) bool {
+	return g.Engines() > 0 || g.Provided(kinds)
+}
+
+// Provided tells whether a provider of one of these kinds takes a request at this moment.
+func (g *Group) Provided(kinds []string) bool {
+	return slices.ContainsFunc(g.Providers, func(e *Endpoint) bool { return e.takes(kinds) })
+}
+
+// Spare is how many more requests the providers of these kinds take at this moment.
+func (g *Group) Spare(kinds []string) int {
+	n := 0
+	for _, e := range g.Providers {
+		if e.takes(kinds) {
+			n += max(0, e.Provider.InFlight-int(e.Live.InFlight.Load()))
+		}
+	}
+	return n
+}
+
+// Engines is the number of engines that are up at this moment.
+func (g *Group) Engines() int {
+	n := 0
+	if !g.Ejected {
+		for _, e := range g.Endpoints {
+			if !e.Live.Ejected.Load() && !e.Live.Draining.Load() {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // NewEndpoint makes the Endpoint of e with its Hash, sharing live.
@@ -46,20 +93,26 @@ func (e *Endpoint) Allows(c mobula.Card) bool {
 // NewSnapshot builds the groups: by model id, then by alias. known are models to keep
 // although nothing serves them now, so that they are 503 rather than 404. An alias never
 // hides a model of the same name, and the first model to claim an alias has it. Endpoints
-// with role prefill and draining ones are in no group. IDs must be unique.
+// with role prefill and draining ones are in no group. LoRAs that models name have groups
+// before an engine has loaded them. IDs must be unique.
 func NewSnapshot(endpoints []*Endpoint, models []mobula.Model, known []string) *Snapshot {
 	s := &Snapshot{Endpoints: slices.Clone(endpoints), groups: map[string]*Group{}}
 	slices.SortFunc(s.Endpoints, func(a, b *Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	ejected := map[*Group][]*Endpoint{}
+	providers := 0
 	for _, e := range s.Endpoints {
+		if e.Provider != nil {
+			providers++
+			continue
+		}
 		s.add(e, ejected)
 	}
 	for _, name := range known {
 		s.group(name)
 	}
 	// All names before the first alias: a model listed later keeps its own name.
-	for _, m := range models {
-		s.group(m.Name)
+	for i := range models {
+		s.place(&models[i])
 	}
 	for _, m := range models {
 		g := s.group(m.Name)
@@ -74,6 +127,9 @@ func NewSnapshot(endpoints []*Endpoint, models []mobula.Model, known []string) *
 		if len(g.Endpoints) == 0 && len(ejected[g]) > 0 {
 			g.Endpoints, g.Ejected = ejected[g], true
 		}
+	}
+	if providers > 0 {
+		s.addProviders()
 	}
 	slices.SortFunc(s.models, func(a, b *Group) int { return strings.Compare(a.Model, b.Model) })
 	return s
@@ -100,6 +156,19 @@ func (s *Snapshot) add(e *Endpoint, ejected map[*Group][]*Endpoint) {
 		default:
 			ejected[g] = appendOnce(ejected[g], e)
 		}
+	}
+}
+
+// place makes the groups of a model and its LoRAs, and has them wait for engines if it is placed.
+func (s *Snapshot) place(m *mobula.Model) {
+	g := s.group(m.Name)
+	if !m.Placed() {
+		return
+	}
+	g.Placed, g.Held, g.HeldFor = true, m.Scaling.Held, time.Duration(m.Scaling.HeldFor)
+	for _, l := range m.LoRAs {
+		lora := s.group(l.Name)
+		lora.Base, lora.Placed, lora.Held, lora.HeldFor = m.Name, true, g.Held, g.HeldFor
 	}
 }
 

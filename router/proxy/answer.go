@@ -123,6 +123,9 @@ func (t *task) pass(piece []byte) error {
 	t.waiting = false
 	t.endpoint.Live.Waiting.Add(-1)
 	x.Hooks.First(t.endpoint, t.head.status, piece, t.now)
+	if t.endpoint.Provider != nil {
+		t.fields = strip(t.fields)
+	}
 	if x.AnswerFields != nil {
 		t.fields = x.AnswerFields(t.fields, t.endpoint)
 	}

@@ -45,6 +45,13 @@ type Exchange struct {
 	List   []*pick.Endpoint
 	Client Client
 	Hooks  Hooks
+	// Outside gives what goes to a provider in place of Target, Fields and Body: nothing of the
+	// client's that is not meant for it. Without it the list's providers are passed over.
+	Outside func(e *pick.Endpoint) (target string, fields, body []byte)
+	// Owned has the request go to an endpoint that drains too, for it is about what that one has begun.
+	Owned bool
+	// Limit is when all must have ended; zero is Timeouts.Total from now.
+	Limit time.Time
 	// AnswerFields, if not nil, appends header lines to an answer's, for what depends on the endpoint.
 	AnswerFields func(dst []byte, e *pick.Endpoint) []byte
 }
@@ -73,7 +80,8 @@ type Cause uint8
 const (
 	CauseOK         Cause = iota // a whole answer, whatever its status below 500 (but 429)
 	CauseClientGone              // the client left, or took nothing for too long
-	CauseBusy                    // 429: the engine is alive and wants no more now
+	CauseBusy                    // 429: the engine is alive and wants no more now; or a provider has all that it may have
+	CauseDraining                // nobody in the list takes new requests any more; nothing was sent
 	CauseConnect                 // no connection: refused, unreachable or timed out
 	CauseReset                   // the connection ended before the answer's first byte
 	CauseFirstByte               // no first byte in time
@@ -85,7 +93,7 @@ const (
 
 // String gives the cause as a metric label.
 func (c Cause) String() string {
-	return [...]string{"ok", "client_gone", "busy", "connect", "reset", "first_byte_timeout", "status_5xx", "protocol", "truncated", "idle_timeout"}[c]
+	return [...]string{"ok", "client_gone", "busy", "draining", "connect", "reset", "first_byte_timeout", "status_5xx", "protocol", "truncated", "idle_timeout"}[c]
 }
 
 // Failed tells whether the engine is to blame.

@@ -78,30 +78,34 @@ func (t *task) failDial(err error) *Error {
 // buffer behind p, so that all of it goes out in one piece, and returned otherwise.
 func (t *task) request(p []byte) (out, body []byte) {
 	x, e := t.x, t.endpoint
+	target, fields, content := x.Target, x.Fields, x.Body
+	if e.Provider != nil {
+		target, fields, content = x.Outside(e)
+	}
 	p = append(p, x.Method...)
 	p = append(p, ' ')
-	p = append(p, x.Target...)
+	p = append(p, target...)
 	p = append(p, " HTTP/1.1\r\nHost: "...)
 	p = append(p, t.pool.host...)
 	p = append(p, '\r', '\n')
-	if e.APIKey == "" {
-		p = append(p, x.Fields...)
+	if e.APIKey == "" || e.Provider != nil {
+		p = append(p, fields...)
 	} else {
-		p = appendWithout(p, x.Fields, "authorization")
+		p = appendWithout(p, fields, "authorization")
 		p = append(p, "Authorization: Bearer "...)
 		p = append(p, string(e.APIKey)...)
 		p = append(p, '\r', '\n')
 	}
-	if len(x.Body) > 0 || (x.Method != http.MethodGet && x.Method != http.MethodHead && x.Method != http.MethodDelete) {
+	if len(content) > 0 || (x.Method != http.MethodGet && x.Method != http.MethodHead && x.Method != http.MethodDelete) {
 		p = append(p, "Content-Length: "...)
-		p = strconv.AppendInt(p, int64(len(x.Body)), 10)
+		p = strconv.AppendInt(p, int64(len(content)), 10)
 		p = append(p, '\r', '\n')
 	}
 	p = append(p, '\r', '\n')
-	if len(x.Body) > cap(p)-len(p) {
-		return p, x.Body
+	if len(content) > cap(p)-len(p) {
+		return p, content
 	}
-	return append(p, x.Body...), nil
+	return append(p, content...), nil
 }
 
 // appendWithout appends header lines but those of one name, which is in lower case.

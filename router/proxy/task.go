@@ -39,6 +39,7 @@ type task struct {
 	waiting  bool      // counted as such
 	reusable bool      // the connection can go back to its pool
 	told     bool      // the client knows of a failure by the stream
+	over     bool      // the answer is kept from the client, and nobody else is asked
 	outcome  Outcome
 	buf      buffer
 	body     body
@@ -53,6 +54,7 @@ type task struct {
 
 	look       func(time.Time) (time.Time, bool) // overdue, made once
 	tried      int                               // attempts begun
+	at, next   int                               // places in the list of the attempt at hand and of one that follows
 	pause      time.Duration                     // before the next attempt
 	retryAfter time.Duration                     // the last that an engine gave
 	status     int                               // sent to the client
@@ -69,7 +71,9 @@ func (p *Proxy) Do(x *Exchange) Result {
 	t := p.tasks.Get().(*task)
 	t.x, t.opts = x, p.opts.Load()
 	now := time.Now()
-	t.limit = now.Add(time.Duration(t.opts.Timeouts.Total))
+	if t.limit = x.Limit; t.limit.IsZero() {
+		t.limit = now.Add(time.Duration(t.opts.Timeouts.Total))
+	}
 	t.endpoint = x.List[0]
 	p.budget.request(now)
 	defer t.free()
@@ -77,12 +81,19 @@ func (p *Proxy) Do(x *Exchange) Result {
 		return t.result(&Error{Cause: CauseClientGone, Err: errGone})
 	}
 	defer x.Client.Unwatch()
+	if !t.enter(0) {
+		return t.result(t.refusal())
+	}
 	for {
-		if err, again := t.attempt(x.List[t.tried%len(x.List)]); !again {
+		err, again := t.attempt(x.List[t.at])
+		if !again {
 			return t.result(err)
 		}
 		if t.pause > 0 && !t.sleep(t.pause) {
 			return t.result(&Error{Cause: CauseClientGone, Err: errGone})
+		}
+		if !t.enter(t.next) { // it began to drain just now
+			return t.result(err)
 		}
 	}
 }
@@ -100,15 +111,15 @@ func (t *task) result(err *Error) Result {
 func (t *task) free() {
 	t.x, t.opts, t.endpoint, t.pool = nil, nil, nil, nil
 	t.gone, t.stop, t.wake = false, nil, nil
-	t.tried, t.pause, t.retryAfter, t.status, t.told = 0, 0, 0, 0, false
+	t.tried, t.at, t.next, t.pause, t.retryAfter, t.status, t.told = 0, 0, 0, 0, 0, 0, false
 	if cap(t.fields) > smallSize {
 		t.fields = nil
 	}
 	t.proxy.tasks.Put(t)
 }
 
-// attempt sends the request to e. A nil error means that a whole answer went through; again
-// that another attempt is to follow, after t.pause.
+// attempt sends the request to e, which it has entered. A nil error means that a whole answer went
+// through; again that another attempt is to follow, after t.pause.
 func (t *task) attempt(e *pick.Endpoint) (err *Error, again bool) {
 	t.begin(e)
 	defer t.end()
@@ -118,10 +129,10 @@ func (t *task) attempt(e *pick.Endpoint) (err *Error, again bool) {
 		err = t.readHead()
 	}
 	if err == nil {
-		if c := t.fault(); c != CauseOK && t.again(c) {
+		if c := t.fault(); c != CauseOK && (t.again(c) || t.ours(c)) {
 			t.drop()
-			t.outcome.Cause, t.outcome.Retried = c, true
-			return nil, true
+			t.outcome.Cause, t.outcome.Retried = c, !t.over
+			return &Error{Cause: c, Err: statusError(t.head.status)}, !t.over
 		}
 		err = t.deliver()
 	}
@@ -133,7 +144,7 @@ func (t *task) attempt(e *pick.Endpoint) (err *Error, again bool) {
 	if !t.passed && t.again(err.Cause) {
 		t.outcome.Retried = true
 		t.opts.Logger.LogAttrs(context.Background(), slog.LevelDebug, "retry", slog.String("endpoint", e.ID), slog.String("cause", err.Cause.String()), slog.Any("error", err.Err))
-		return nil, true
+		return err, true
 	}
 	if t.passed && err.Cause.Failed() {
 		t.tell(err.Cause)
@@ -144,11 +155,10 @@ func (t *task) attempt(e *pick.Endpoint) (err *Error, again bool) {
 func (t *task) begin(e *pick.Endpoint) {
 	t.endpoint, t.outcome = e, Outcome{Usage: noUsage()}
 	t.waiting, t.reusable, t.passed, t.full = true, false, false, false
-	t.scanning, t.json = false, false
+	t.scanning, t.json, t.over = false, false, false
 	t.head.status, t.head.hasRetryAfter, t.n, t.held = 0, false, 0, 0
 	t.tried++
 	t.buf.take(t.proxy.buffers)
-	e.Live.InFlight.Add(1)
 	e.Live.Waiting.Add(1)
 	e.Live.Tokens.Add(int64(t.x.Tokens))
 	// Until it is known better, as after a panic in a hook, the client's side is at fault.
@@ -176,6 +186,8 @@ func (t *task) end() {
 // fault is what the status of the answer says of the engine.
 func (t *task) fault() Cause {
 	switch s := t.head.status; {
+	case t.endpoint.Provider != nil && refusesUs(s):
+		return CauseStatus
 	case s == http.StatusTooManyRequests:
 		return CauseBusy
 	case s < 500 || s == http.StatusNotImplemented || s == http.StatusHTTPVersionNotSupported:
@@ -199,12 +211,12 @@ func (t *task) again(c Cause) bool {
 		t.retryAfter = t.head.retryAfter
 	}
 	t.pause = 0
-	if t.tried >= len(t.x.List) {
+	if t.next = t.at + 1; t.following(t.next) < 0 {
 		// Nobody is left: only after an engine that said when to come back is the first asked again.
-		if !said || t.retryAfter > time.Duration(o.Retries.MaxRetryAfter) {
+		if !said || t.retryAfter > time.Duration(o.Retries.MaxRetryAfter) || t.following(0) < 0 {
 			return false
 		}
-		t.pause = t.retryAfter
+		t.next, t.pause = 0, t.retryAfter
 	}
 	return t.moves(c) || t.proxy.budget.retry(now, o.Retries.Budget)
 }
@@ -213,13 +225,14 @@ func (t *task) again(c Cause) bool {
 // more work than there was, so the budget, which is there against multiplying it, is left
 // alone: when one of two engines dies, half of all requests in flight move at once.
 func (t *task) moves(c Cause) bool {
-	if t.tried >= len(t.x.List) {
+	next := t.following(t.at + 1)
+	switch {
+	case next < 0:
 		return false
-	}
-	if c == CauseConnect || c == CauseReset {
+	case c == CauseConnect || c == CauseReset:
 		return true
 	}
-	return t.endpoint.Live.Ejected.Load() && !t.x.List[t.tried].Live.Ejected.Load()
+	return t.endpoint.Live.Ejected.Load() && !t.x.List[next].Live.Ejected.Load()
 }
 
 // fail makes an Error of err, which came up where cause is the likely one.

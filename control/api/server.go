@@ -1,0 +1,182 @@
+// Package api is the control plane's HTTP API, on port 8100: JSON over HTTP for the mobula commands, for
+// routers and for agents that join. The routes stand in routes.go, and at /openapi.json.
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/gin-gonic/gin"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/agent"
+	"github.com/mobula-serve/mobula/control"
+)
+
+// Backend is the control plane behind the API: client.API without the join tokens. Its errors wrap those of
+// packages control and adapters. View and Events that wait return an error when ctx ends.
+type Backend interface {
+	Apply(ctx context.Context, file []byte, source string, dry, force bool) (*control.Change, error)
+	Fleet(ctx context.Context) ([]byte, error)
+	View(ctx context.Context, after int64) (*control.View, error)
+	Events(ctx context.Context, after int64, wait bool) ([]control.Event, error)
+	Scale(ctx context.Context, model string, replicas int) error
+	Drain(ctx context.Context, replica string, on bool) error
+	Cordon(ctx context.Context, host string, on, drain bool) error
+	Forget(ctx context.Context, host string) error
+	Restart(ctx context.Context, model string) error
+	Rollback(ctx context.Context, model string) error
+	Delete(ctx context.Context, model string) error
+	Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error)
+	Report(ctx context.Context, r mobula.Report) error
+}
+
+// Tokens makes and checks join tokens.
+type Tokens interface {
+	New(ctx context.Context) (string, error)
+	// Check uses a token once, and fails with an error for people when it is wrong, too old or used up.
+	Check(ctx context.Context, token string) error
+}
+
+// Joiner takes hosts in. peer is the certificate that an agent that has joined before showed, nil for a
+// new one, whose token was checked.
+type Joiner interface {
+	Join(ctx context.Context, j agent.Join, peer *x509.Certificate) (agent.Joined, error)
+}
+
+// Roles of client certificates.
+const (
+	RoleControl = "control" // may do all
+	RoleRouter  = "router"  // may report, and read endpoints and settings
+	RoleAgent   = "agent"   // may renew its certificate
+)
+
+// Options of a Server. Backend and Endpoints are required.
+type Options struct {
+	Backend Backend
+	// Endpoints are what routers get. They are asked for while Run runs.
+	Endpoints adapters.Discoverer
+	// Tokens and Joiner of agents; without them nobody joins.
+	Tokens Tokens
+	Joiner Joiner
+	// Token that people and routers show; with an empty one only client certificates open the door.
+	Token mobula.Secret
+	// Role gives the role of a connection's verified client certificate, empty for none. Nil: no certificate has one.
+	Role func(*tls.ConnectionState) string
+	// Waiters bounds the calls that wait for a change or follow a log, 0 for 4096.
+	Waiters int
+	// Logger is required; a request is not logged above debug unless it fails by our own fault.
+	Logger *slog.Logger
+	// Registerer of our metrics, nil for none; Gatherer is what /metrics shows, nil for nothing.
+	Registerer prometheus.Registerer
+	Gatherer   prometheus.Gatherer
+	// Version of mobula.
+	Version string
+}
+
+// Server serves the API. Run it beside an http.Server (with a ReadHeaderTimeout) that has its Handler.
+type Server struct {
+	backend  Backend
+	source   adapters.Discoverer
+	tokens   Tokens
+	joiner   Joiner
+	token    [sha256.Size]byte // of Options.Token
+	noToken  bool
+	role     func(*tls.ConnectionState) string
+	logger   *slog.Logger
+	gatherer prometheus.Gatherer
+	metrics  *metrics
+	version  string
+	document []byte // OpenAPI, JSON
+
+	waiters   chan struct{} // one in it for each call that waits
+	endpoints *latest
+	settings  *latest
+	life      context.Context // until Run ends: nobody waits any more
+	end       context.CancelFunc
+	handler   http.Handler
+}
+
+const defaultWaiters = 4096
+
+// New makes a Server.
+func New(o Options) *Server {
+	if o.Waiters == 0 {
+		o.Waiters = defaultWaiters
+	}
+	if o.Role == nil {
+		o.Role = func(*tls.ConnectionState) string { return "" }
+	}
+	life, end := context.WithCancel(context.Background()) // nobody's child: Run, which ends it, comes later
+	s := &Server{
+		backend: o.Backend, source: o.Endpoints, tokens: o.Tokens, joiner: o.Joiner,
+		token: sha256.Sum256([]byte(o.Token)), noToken: o.Token == "", role: o.Role,
+		logger: o.Logger, gatherer: o.Gatherer, metrics: newMetrics(o.Registerer), version: o.Version,
+		waiters: make(chan struct{}, o.Waiters), endpoints: newLatest(), settings: newLatest(), life: life, end: end,
+	}
+	if s.gatherer == nil {
+		s.gatherer = prometheus.NewRegistry()
+	}
+	routes := s.routes()
+	s.document = document(routes, o.Version)
+	s.handler = s.engine(routes)
+	return s
+}
+
+// Handler serves the API.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Run keeps what routers wait for up to date until ctx ends, and ends all calls that wait then: call it once, and
+// end it before the http.Server is shut down. It returns ctx's error, or why endpoints can never be known.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.end()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	up := make(chan []mobula.Endpoint)
+	wg.Go(func() {
+		if err := s.source.Run(ctx, up); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() { s.watchFleet(ctx) })
+	for {
+		select {
+		case endpoints := <-up:
+			s.endpoints.set(endpointBody(endpoints))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// engine makes Gin's side of the routes.
+func (s *Server) engine(routes []route) http.Handler {
+	gin.SetMode(gin.ReleaseMode)
+	g := gin.New()
+	g.HandleMethodNotAllowed = true
+	g.RedirectTrailingSlash = false
+	g.UseEscapedPath = true      // a model's name may have slashes, as %2F
+	g.UnescapePathValues = false // Gin's way takes + for a space; see pathValue
+	g.Use(s.observe, s.recoverPanic)
+	for _, r := range routes {
+		g.Handle(r.method, ginPath(r.path), s.serve(r))
+	}
+	g.NoRoute(func(c *gin.Context) {
+		s.fail(c, errors.New("there is no such route; /openapi.json lists them"), http.StatusNotFound)
+	})
+	g.NoMethod(func(c *gin.Context) {
+		s.fail(c, errors.New("the route does not take this method; /openapi.json lists them"), http.StatusMethodNotAllowed)
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.ServeHTTP(w, foldModel(r)) })
+}

@@ -1,0 +1,127 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/mobula-serve/mobula"
+)
+
+const (
+	maxEvents  = 1000 // that are remembered
+	keptEvents = 200  // that are written to the Store
+)
+
+// events is a bounded list of what happened, oldest first. One that happens again moves to the end and counts.
+type events struct {
+	list  []Event
+	seq   int64
+	dirty bool // there is one that the Store has not seen
+}
+
+// add notes an event.
+func (es *events) add(e Event) {
+	es.seq++
+	e.Seq, e.Count = es.seq, 1
+	es.dirty = true
+	if i := es.last(e.Object); i >= 0 && es.list[i].Reason == e.Reason && es.list[i].Message == e.Message {
+		e.Count += es.list[i].Count
+		es.list = slices.Delete(es.list, i, i+1)
+	}
+	if len(es.list) >= maxEvents {
+		es.list = slices.Delete(es.list, 0, len(es.list)-maxEvents+1)
+	}
+	es.list = append(es.list, e)
+}
+
+// last finds the newest event of an object among the last ones.
+func (es *events) last(object string) int {
+	for i := len(es.list) - 1; i >= max(0, len(es.list)-keptEvents); i-- {
+		if es.list[i].Object == object {
+			return i
+		}
+	}
+	return -1
+}
+
+// after gives the events with a Seq beyond after.
+func (es *events) after(seq int64) []Event {
+	i, _ := slices.BinarySearchFunc(es.list, seq+1, func(e Event, seq int64) int {
+		return int(min(1, max(-1, e.Seq-seq)))
+	})
+	return slices.Clone(es.list[i:])
+}
+
+func (es *events) encode() ([]byte, error) {
+	data, err := json.Marshal(es.list[max(0, len(es.list)-keptEvents):])
+	if err != nil {
+		return nil, fmt.Errorf("encode events: %w", err)
+	}
+	return data, nil
+}
+
+func (es *events) decode(data []byte) error {
+	if err := json.Unmarshal(data, &es.list); err != nil {
+		return fmt.Errorf("decode events: %w", err)
+	}
+	for _, e := range es.list {
+		es.seq = max(es.seq, e.Seq)
+	}
+	return nil
+}
+
+// changes tells what has become of replicas and hosts between two looks at the platform.
+func changes(before, after *observation) (all []Event) {
+	was := make(map[string]*mobula.Replica, len(before.replicas))
+	for i := range before.replicas {
+		was[before.replicas[i].ID] = &before.replicas[i]
+	}
+	for i := range after.replicas {
+		r := &after.replicas[i]
+		w := was[r.ID]
+		if w == nil {
+			w = &mobula.Replica{}
+		}
+		if e := replicaChange(w, r); e.Reason != "" {
+			e.Object = "replica/" + r.ID
+			all = append(all, e)
+		}
+	}
+	silent := make(map[string]string, len(before.hosts))
+	for i := range before.hosts {
+		silent[before.hosts[i].Name] = before.hosts[i].Silent
+	}
+	for i := range after.hosts {
+		h := &after.hosts[i]
+		e := Event{Object: "host/" + h.Name}
+		switch was, known := silent[h.Name]; {
+		case !known:
+			e.Reason, e.Message = "HostJoined", fmt.Sprintf("host %s is there with %d GPUs", h.Name, len(h.Devices))
+		case h.Silent != "" && was == "":
+			e.Reason, e.Message, e.Warning = "HostSilent", h.Silent, true
+		case h.Silent == "" && was != "":
+			e.Reason, e.Message = "HostBack", "it answers again"
+		default:
+			continue
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+func replicaChange(was, r *mobula.Replica) (e Event) {
+	switch {
+	case r.State == mobula.StateReady && was.State != mobula.StateReady:
+		e.Reason, e.Message = "ReplicaReady", "it serves at "+r.URL
+	case r.State == mobula.StateFailed && was.State != mobula.StateFailed:
+		e.Reason, e.Message, e.Warning = "ReplicaFailed", r.Reason, true
+	case r.State == mobula.StateSuspect && was.State != mobula.StateSuspect:
+		e.Reason, e.Message, e.Warning = "ReplicaSuspect", r.Reason, true
+	case r.Restarts > was.Restarts && was.ID != "":
+		e.Reason, e.Message, e.Warning = "ReplicaRestarted", "its process died and starts again: "+r.Reason, true
+	case r.NoRoom && !was.NoRoom:
+		e.Reason, e.Message, e.Warning = "NoRoom", r.Reason, true
+	}
+	return e
+}

@@ -1,0 +1,192 @@
+//go:build linux
+
+// Package netns gives tests a small network of their own: hosts in network namespaces, joined
+// by a switch. Nothing of it can be reached from outside, and nothing is left when the test's process is gone: the
+// namespaces have no names. It needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Lab is a switch with its hosts.
+type Lab struct {
+	ns    netns.NsHandle
+	hosts []*Host
+}
+
+// Host is one machine of a Lab.
+type Host struct {
+	Name string
+	// IP is its only address beside the loopback's, 10.77.0.1 and so on.
+	IP  string
+	ns  netns.NsHandle
+	lab *Lab
+}
+
+// New makes a Lab that ends with the test. It fails the test where namespaces can't be made.
+func New(t testing.TB, names ...string) *Lab {
+	t.Helper()
+	l, err := build(names)
+	if err != nil {
+		t.Fatalf("network namespaces: %v (these tests need root, or CAP_NET_ADMIN and CAP_SYS_ADMIN)", err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+// Host gives the machine of that name.
+func (l *Lab) Host(name string) *Host {
+	for _, h := range l.hosts {
+		if h.Name == name {
+			return h
+		}
+	}
+	panic("no host " + name)
+}
+
+func build(names []string) (*Lab, error) {
+	l := &Lab{ns: netns.None()}
+	var err error
+	if l.ns, err = newNamespace(); err != nil {
+		return nil, err
+	}
+	err = in(l.ns, func() error {
+		bridge := &netlink.Bridge{LinkAttrs: attrs("br0")}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return fmt.Errorf("bridge: %w", err)
+		}
+		return netlink.LinkSetUp(bridge)
+	})
+	for i, name := range names {
+		if err == nil {
+			err = l.add(name, i)
+		}
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func attrs(name string) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name = name
+	return a
+}
+
+// port is the switch's end of a host's cable.
+func (h *Host) port() string { return "p-" + h.IP[len("10.77.0."):] }
+
+func (l *Lab) add(name string, i int) error {
+	ns, err := newNamespace()
+	if err != nil {
+		return err
+	}
+	h := &Host{Name: name, IP: fmt.Sprintf("10.77.0.%d", i+1), ns: ns, lab: l}
+	l.hosts = append(l.hosts, h)
+	err = in(l.ns, func() error {
+		cable := &netlink.Veth{LinkAttrs: attrs(h.port()), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}
+		if err := netlink.LinkAdd(cable); err != nil {
+			return fmt.Errorf("veth: %w", err)
+		}
+		bridge, err := netlink.LinkByName("br0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetMaster(cable, bridge), netlink.LinkSetUp(cable))
+	})
+	if err != nil {
+		return err
+	}
+	return in(ns, func() error {
+		for _, name := range []string{"lo", "eth0"} {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			if name == "eth0" {
+				addr, err := netlink.ParseAddr(h.IP + "/24")
+				if err != nil {
+					return err
+				}
+				if err := netlink.AddrAdd(link, addr); err != nil {
+					return err
+				}
+			}
+			if err := netlink.LinkSetUp(link); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (l *Lab) close() {
+	for _, h := range l.hosts {
+		_ = h.ns.Close()
+	}
+	_ = l.ns.Close()
+}
+
+// Start starts a command on the host. It must not have a Pdeathsig: the thread that starts it ends at once.
+func (h *Host) Start(cmd *exec.Cmd) error { return in(h.ns, cmd.Start) }
+
+// Dial connects as the host would; addr is an IP address with a port.
+func (h *Host) Dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
+	err = in(h.ns, func() error {
+		c, err = new(net.Dialer).DialContext(ctx, network, addr)
+		return err
+	})
+	return c, err
+}
+
+// Partition pulls the host's cable out of the switch, or puts it in again.
+func (h *Host) Partition(on bool) error {
+	return in(h.lab.ns, func() error {
+		port, err := netlink.LinkByName(h.port())
+		if err != nil {
+			return err
+		}
+		if on {
+			return netlink.LinkSetDown(port)
+		}
+		return netlink.LinkSetUp(port)
+	})
+}
+
+// newNamespace makes one that lives as long as the handle is open.
+func newNamespace() (ns netns.NsHandle, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		ns, err = netns.New()
+	}()
+	<-done
+	return ns, err
+}
+
+// in calls f on a thread that is in the namespace. What f starts is in it too.
+func in(ns netns.NsHandle, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: no other goroutine may get this thread
+		if err := netns.Set(ns); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

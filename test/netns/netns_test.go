@@ -1,0 +1,48 @@
+//go:build linux && real
+
+package netns
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestHostsReachEachOtherUnlessPartitioned(t *testing.T) {
+	lab := New(t, "a", "b")
+	a, b := lab.Host("a"), lab.Host("b")
+	var l net.Listener
+	require.NoError(t, in(b.ns, func() (err error) {
+		l, err = net.Listen("tcp", b.IP+":80")
+		return err
+	}))
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "b")
+			_ = c.Close()
+		}
+	}()
+	dial := func(timeout time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		defer cancel()
+		c, err := a.Dial(ctx, "tcp", b.IP+":80")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err
+	}
+	require.Eventually(t, func() bool { return dial(time.Second) == nil }, time.Minute, 10*time.Millisecond)
+	require.NoError(t, b.Partition(true))
+	require.Error(t, dial(200*time.Millisecond))
+	require.NoError(t, b.Partition(false))
+	require.Eventually(t, func() bool { return dial(time.Second) == nil }, time.Minute, 10*time.Millisecond)
+}
