@@ -64,10 +64,10 @@ var rooms = map[string][]string{
 		"github.com/gin-gonic/", "github.com/tidwall/", "github.com/prometheus/", "github.com/cespare/xxhash/", "github.com/hashicorp/golang-lru/", "golang.org/x/sync/",
 	},
 	"cmd/app": {
-		".", "adapters", "adapters/static", "agent", "agent/daemon", "agent/gpu", "agent/fetch", "agent/shim", "cmd/ctl", "control", "control/api", "control/client",
+		".", "adapters", "adapters/providers", "adapters/static", "agent", "agent/daemon", "agent/gpu", "agent/fetch", "agent/shim", "cmd/ctl", "control", "control/api", "control/client",
 		"engine", "engine/sim", "kv", "state", "trust", "router/flow",
 		"router/front", "router/health", "router/metrics", "router/openai", "router/pick", "router/proxy",
-		"github.com/spf13/", "github.com/prometheus/", "github.com/fsnotify/", "golang.org/x/term", "golang.org/x/sync/",
+		"github.com/spf13/", "github.com/prometheus/", "github.com/fsnotify/", "github.com/goccy/go-yaml", "golang.org/x/term", "golang.org/x/sync/",
 	},
 	"cmd/mobula":   {"cmd/app"},
 	"cmd/fleetdoc": {"."},

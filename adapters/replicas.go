@@ -50,15 +50,16 @@ func Leaving(replicas []mobula.Replica, drain []string, n int) []string {
 	for i := range replicas {
 		r := &replicas[i]
 		all[i] = candidate{id: r.ID, rank: rank(r.State), age: i}
-		if slices.Contains(drain, r.ID) {
-			all[i].rank = 0
+		if at := slices.Index(drain, r.ID); at >= 0 {
+			all[i].rank, all[i].age = 0, -at // the first of drain goes first
 		}
 	}
 	slices.SortFunc(all, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.age, a.age))
 	})
+	n = min(max(n, 0), len(all))
 	ids := make([]string, 0, n)
-	for _, c := range all[:min(max(n, 0), len(all))] {
+	for _, c := range all[:n] {
 		ids = append(ids, c.id)
 	}
 	return ids

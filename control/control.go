@@ -16,6 +16,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/control/scale"
 	"github.com/mobula-serve/mobula/state"
 )
 
@@ -74,6 +75,9 @@ type Control struct {
 	asked     map[adapters.Key]adapters.Deployment // what the platform holds; nil when it has to be asked
 	askedAt   time.Time
 	backoff   map[string]backoff // models whose calls failed
+	suspects  map[string]bool    // replicas that routers can't reach
+	scaling   map[string]scale.State
+	startTime map[string]float64 // seconds that a model's replicas take to get ready
 	version   int64
 	viewDirty bool
 	view      *View
@@ -118,7 +122,8 @@ func New(o Options) (*Control, error) {
 	c := &Control{
 		o: o, log: o.Logger, metrics: newMetrics(o.Registerer),
 		kick: make(chan struct{}, 1), changed: make(chan struct{}),
-		models: map[string]memory{}, backoff: map[string]backoff{},
+		models: map[string]memory{}, backoff: map[string]backoff{}, suspects: map[string]bool{},
+		scaling: map[string]scale.State{}, startTime: map[string]float64{},
 		routers: &routers{started: o.Now()},
 	}
 	c.hosts, _ = o.Placer.(adapters.Hosts)

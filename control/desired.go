@@ -34,6 +34,8 @@ type desired struct {
 	Deleted bool `json:"deleted,omitempty"`
 	// Leaving hosts are being emptied.
 	Leaving map[string]bool `json:"leaving,omitempty"`
+	// Former fleets were replaced by one of another name; what is left of them is stopped.
+	Former []string `json:"former,omitempty"`
 
 	fleet *mobula.Fleet // File, loaded; nil before the first apply
 }
@@ -173,4 +175,6 @@ func (c *Control) commit(d draft) error {
 	return nil
 }
 
-func historyKey(generation int64) string { return fmt.Sprintf("%s%020d", preHistory, max(0, generation)) }
+func historyKey(generation int64) string {
+	return fmt.Sprintf("%s%020d", preHistory, max(0, generation))
+}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/control/lora"
+	"github.com/mobula-serve/mobula/control/scale"
 )
 
 // memory is what is remembered of a model beside the fleet file. It is written to the Store before
@@ -26,6 +28,8 @@ type memory struct {
 	Scaled      *int         `json:"scaled,omitempty"`
 	Auto        int          `json:"auto"`
 	ScaleReason string       `json:"scaleReason,omitempty"`
+	Scale       *scale.State `json:"scale,omitempty"` // when it came to Auto
+	LoRA        lora.State   `json:"lora,omitzero"`
 	Phase       Phase        `json:"phase,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
 	Since       time.Time    `json:"since,omitzero"`

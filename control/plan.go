@@ -10,6 +10,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/control/lora"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 type situation struct {
 	now   time.Time
 	fleet string
-	name  string
+	name  string        // of the model
 	want  *mobula.Model // nil for a model that is not to be placed
 	was   memory
 	// asked is what the platform holds for the model, by revision; replicas is what there is of it.
@@ -39,12 +40,14 @@ type situation struct {
 
 // decision is what is to be done for a model: remember mem first, then the rest.
 type decision struct {
+	name   string
 	mem    memory
 	apply  []adapters.Deployment
 	remove []adapters.Key
-	// sleep and wake are IDs of replicas whose engines are to be told so.
-	sleep, wake []string
-	events      []Event
+	// sleep and wake are replicas whose engines are to be told so, ask those whose LoRAs are to be read.
+	sleep, wake, ask []*mobula.Replica
+	loras            []lora.Action
+	events           []Event
 	// forget tells that nothing is left of a model that nobody wants.
 	forget bool
 }
@@ -72,7 +75,8 @@ type staleReplica struct {
 // and gives the memory back unchanged when there is nothing to do. Its bounds: replicas that serve are held back only
 // while as many as wanted, less Rollout.Unavailable, go on serving, and no more are asked for than wanted and Rollout.Surge.
 func plan(s *situation) decision {
-	p := &planner{situation: s, decision: decision{mem: s.was.clone()}}
+	own := *s
+	p := &planner{situation: &own, decision: decision{name: s.name, mem: s.was.clone()}}
 	p.adopt()
 	p.prune()
 	p.aim()
@@ -312,21 +316,24 @@ func (p *planner) render() {
 		_, has := p.asked[rev]
 		if asks[rev] == 0 && (p.want == nil || rev != p.mem.Target) {
 			if has {
-				p.remove = append(p.remove, adapters.Key{Fleet: p.fleet, Model: p.name, Revision: rev})
+				p.remove = append(p.remove, adapters.Key{Fleet: p.fleet, Model: p.situation.name, Revision: rev})
 			} else if rev != p.mem.Good && rev != p.mem.Previous || p.want == nil {
 				delete(p.mem.Revisions, rev)
 			}
 			continue
 		}
 		d := adapters.Deployment{
-			Key:   adapters.Key{Fleet: p.fleet, Model: p.name, Revision: rev},
+			Key:   adapters.Key{Fleet: p.fleet, Model: p.situation.name, Revision: rev},
 			Model: r.Model, Replicas: asks[rev], Drain: drains[rev],
 		}
 		if !has || !sameDeployment(&d, &held) {
 			p.apply = append(p.apply, d)
 		}
 	}
-	p.forget = p.want == nil && len(p.mem.Revisions) == 0
+	if p.want == nil && len(p.mem.Revisions) == 0 {
+		p.forget = !p.mem.Deleted // else the file would bring it back
+		p.mem = memory{Deleted: p.mem.Deleted, Nonce: p.mem.Nonce, Range: p.mem.Range}.clone()
+	}
 }
 
 // drains gives the marked replicas of each revision, those that may go first.
@@ -358,6 +365,6 @@ func sameDeployment(a, b *adapters.Deployment) bool {
 // event notes something about the model for people.
 func (p *planner) event(reason string, warning bool, format string, args ...any) {
 	p.events = append(p.events, Event{
-		At: p.now, Warning: warning, Object: "model/" + p.name, Reason: reason, Message: fmt.Sprintf(format, args...),
+		At: p.now, Warning: warning, Object: "model/" + p.situation.name, Reason: reason, Message: fmt.Sprintf(format, args...),
 	})
 }

@@ -46,10 +46,10 @@ func (p *planner) wakeUp() {
 			}
 			p.mem.Marks[id] = m
 		case m.Waking && r.Serving():
-			p.wake = append(p.wake, id)
+			p.wake = append(p.wake, r)
 		}
 		if !m.Asleep && r.Serving() && p.idle(id, &m) {
-			p.sleep = append(p.sleep, id)
+			p.sleep = append(p.sleep, r)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -24,7 +25,9 @@ const (
 func (c *Control) reconcile(ctx context.Context) (again bool) {
 	start := time.Now()
 	defer func() { c.metrics.seconds.Observe(time.Since(start).Seconds()) }()
-	if !c.observe(ctx) {
+	known := c.observe(ctx)
+	c.evict(ctx)
+	if !known {
 		return false
 	}
 	decisions, again := c.decide()
@@ -66,6 +69,8 @@ func (c *Control) observe(ctx context.Context) bool {
 	if !reflect.DeepEqual(before.replicas, after.replicas) || !sameHosts(before.hosts, after.hosts) || before.stale != "" {
 		c.viewDirty = true
 	}
+	c.learnStart(&before, after)
+	c.engines.prune(after.replicas)
 	c.observed = *after
 	if asked != nil {
 		c.asked, c.askedAt = asked, now
@@ -130,28 +135,33 @@ func (c *Control) decide() (decisions []decision, again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.o.Now()
+	c.suspect(now)
 	situations := c.situations(now)
 	d := draft{models: map[string]*memory{}}
 	for i := range situations {
 		s := &situations[i]
-		c.engines.signals(s)
+		s.was = c.autoscale(s, s.was)
 		done := plan(s)
+		done.loras, done.ask, done.mem = c.engines.lorasFor(s, done.mem)
 		for _, e := range done.events {
 			c.note(e)
 		}
 		if done.forget {
 			d.models[s.name] = nil
 			delete(c.backoff, s.name)
+			delete(c.scaling, s.name)
+			delete(c.startTime, s.name)
+			delete(c.engines.status, s.name)
 			again = true
 			continue
 		}
-		if !reflect.DeepEqual(done.mem, s.was) {
+		if was, known := c.models[s.name]; !known || !reflect.DeepEqual(done.mem, was) {
 			d.models[s.name], again = &done.mem, true
 		}
 		decisions = append(decisions, done)
 	}
 	if c.want.Deleted && len(situations) == 0 {
-		d.want = &desired{Generation: c.want.Generation}
+		d.want = &desired{Generation: c.want.Generation, Leaving: c.want.Leaving, Former: c.want.Former}
 		c.notef("fleet", "Deleted", false, "nothing is left of fleet %s", c.want.name())
 	}
 	if len(d.models) > 0 || d.want != nil {
@@ -166,6 +176,22 @@ func (c *Control) decide() (decisions []decision, again bool) {
 		c.asked, c.observed = nil, observation{hosts: c.observed.hosts}
 	}
 	return decisions, again
+}
+
+// suspect notes which replicas routers can't reach any more, or again. c.mu is held.
+func (c *Control) suspect(now time.Time) {
+	for id, l := range c.routers.loads {
+		away := c.routers.unreachable(id, now)
+		switch was := c.suspects[id]; {
+		case !was && away >= suspectAfter:
+			c.suspects[id] = true
+			c.notef("replica/"+id, "ReplicaSuspect", true, "routers can't reach it: %s", cmp.Or(l.Reason, l.State))
+		case was && away == 0:
+			delete(c.suspects, id)
+			c.notef("replica/"+id, "ReplicaBack", false, "routers reach it again")
+		}
+	}
+	maps.DeleteFunc(c.suspects, func(id string, _ bool) bool { return c.routers.loads[id] == nil })
 }
 
 // situations gives what plans rest on, for each model that is wanted, remembered or held by the platform. c.mu is held.
@@ -215,17 +241,19 @@ func (c *Control) situations(now time.Time) []situation {
 func (c *Control) act(ctx context.Context, decisions []decision) {
 	var g errgroup.Group
 	g.SetLimit(parallelCalls)
-	ctx, away := context.WithCancelCause(ctx)
-	defer away(nil)
+	calls, away := context.WithCancel(ctx)
+	defer away()
 	for i := range decisions {
 		d := &decisions[i]
-		c.engines.begin(d)
+		if len(d.sleep)+len(d.wake)+len(d.ask)+len(d.loras) > 0 {
+			c.engines.begin(ctx, d)
+		}
 		if len(d.apply)+len(d.remove) == 0 || c.waits(d) {
 			continue
 		}
 		g.Go(func() error {
-			if err := c.tell(ctx, d); errors.Is(err, adapters.ErrUnavailable) {
-				away(err) // the others would only wait for the same
+			if errors.Is(c.tell(calls, d), adapters.ErrUnavailable) {
+				away() // the others would only wait for the same
 			}
 			return nil
 		})
@@ -233,19 +261,11 @@ func (c *Control) act(ctx context.Context, decisions []decision) {
 	_ = g.Wait() // what went wrong is noted where it did
 }
 
-// modelOf gives whose decision it is, for one with calls.
-func (d *decision) modelOf() string {
-	if len(d.apply) > 0 {
-		return d.apply[0].Key.Model
-	}
-	return d.remove[0].Model
-}
-
 // waits tells whether the model's calls have failed lately.
 func (c *Control) waits(d *decision) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.o.Now().Before(c.backoff[d.modelOf()].until)
+	return c.o.Now().Before(c.backoff[d.name].until)
 }
 
 // tell makes one model's calls, and stops at the first that fails.
@@ -269,6 +289,36 @@ func (c *Control) call(ctx context.Context, f func(context.Context) error) error
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return f(ctx)
+}
+
+// evict stops what is left of former fleets.
+func (c *Control) evict(ctx context.Context) {
+	c.mu.Lock()
+	former, stale := c.want.Former, c.observed.stale
+	c.mu.Unlock()
+	if len(former) == 0 || stale != "" {
+		return
+	}
+	for _, fleet := range former {
+		err := c.call(ctx, func(ctx context.Context) error {
+			all, err := c.o.Placer.Deployments(ctx, fleet)
+			for i := 0; err == nil && i < len(all); i++ {
+				err = c.o.Placer.Remove(ctx, all[i].Key)
+			}
+			return err
+		})
+		if err != nil {
+			c.log.Warn("can't stop what is left of a former fleet; tried again", "fleet", fleet, "error", err)
+			return
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	want := c.want
+	want.Former = slices.DeleteFunc(slices.Clone(want.Former), func(f string) bool { return slices.Contains(former, f) })
+	if err := c.commit(draft{want: &want}); err != nil {
+		c.log.Error("can't remember that a former fleet is gone", "error", err)
+	}
 }
 
 // told remembers what the platform holds now for a key; a deployment of nil was removed.

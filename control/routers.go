@@ -25,6 +25,8 @@ type routers struct {
 	reports []routerReport
 	// loads are the endpoints' reports over the routers that are not silent.
 	loads map[string]*load
+	// models are sums over the same.
+	models map[string]*mobula.ModelReport
 }
 
 type routerReport struct {
@@ -68,6 +70,7 @@ func (rs *routers) with(r mobula.Report, now time.Time) *routers {
 // sum makes loads of the reports.
 func (rs *routers) sum(before map[string]*load, now time.Time) {
 	rs.loads = make(map[string]*load, len(before))
+	rs.models = map[string]*mobula.ModelReport{}
 	for i := range rs.reports {
 		if now.Sub(rs.reports[i].heard) >= routerSilent {
 			continue
@@ -79,6 +82,12 @@ func (rs *routers) sum(before map[string]*load, now time.Time) {
 				rs.loads[e.ID] = l
 			}
 			l.add(&e)
+		}
+		for _, m := range rs.reports[i].report.Models {
+			if rs.models[m.Model] == nil {
+				rs.models[m.Model] = &mobula.ModelReport{Model: m.Model}
+			}
+			addModel(rs.models[m.Model], &m)
 		}
 	}
 	for id, l := range rs.loads {
@@ -164,20 +173,12 @@ func (rs *routers) idle(id string, since, now time.Time) bool {
 	return anyone || now.Sub(since) >= routerPause
 }
 
-// model sums up what routers say of a model.
+// model gives what routers say of a model.
 func (rs *routers) model(name string, now time.Time) mobula.ModelReport {
-	sum := mobula.ModelReport{Model: name}
-	for i := range rs.reports {
-		if now.Sub(rs.reports[i].heard) >= routerSilent {
-			continue
-		}
-		for _, m := range rs.reports[i].report.Models {
-			if m.Model == name {
-				addModel(&sum, &m)
-			}
-		}
+	if m := rs.models[name]; m != nil && rs.any(now) {
+		return *m
 	}
-	return sum
+	return mobula.ModelReport{Model: name}
 }
 
 func addModel(sum, m *mobula.ModelReport) {
@@ -185,6 +186,7 @@ func addModel(sum, m *mobula.ModelReport) {
 	sum.HeldTokens += m.HeldTokens
 	sum.OldestHeld = max(sum.OldestHeld, m.OldestHeld)
 	sum.Requests += m.Requests
+	sum.PromptTokens += m.PromptTokens
 	sum.Answered += m.Answered
 	sum.Failed += m.Failed
 	if m.LastRequest.After(sum.LastRequest) {

@@ -75,7 +75,9 @@ func isBase32(s string, length int) bool {
 func (t Token) String() string { return tokenPrefix + "." + t.fingerprint + "." + t.secret }
 
 // LogValue keeps the secret out of logs.
-func (t Token) LogValue() slog.Value { return slog.StringValue(tokenPrefix + "." + t.fingerprint + ".…") }
+func (t Token) LogValue() slog.Value {
+	return slog.StringValue(tokenPrefix + "." + t.fingerprint + ".…")
+}
 
 // Hash names the token without telling it: the SHA-256 of its secret, in hex.
 func (t Token) Hash() string {

@@ -45,7 +45,7 @@ type HostsOptions struct {
 	Store state.Store
 	// Control names the control plane to agents. Required.
 	Control string
-	// Dial makes a client for the agent of a host; it does not connect. A client that is an io.Closer is
+	// Dial makes a client for the agent of a host; it does not connect. A client with a method Close() is
 	// closed when it is needed no more. Required.
 	Dial func(host, address string) AgentClient
 	// HostTimeout gives up a host that is silent for so long. Default 1m.
@@ -122,10 +122,10 @@ func (h *Hosts) Run(ctx context.Context) error {
 		client := host.client
 		wg.Go(func() { h.watch(ctx, host.name, client) })
 		wg.Go(func() { h.teller(ctx, host.name, client, host.tell) })
-		if c, ok := client.(io.Closer); ok {
+		if c, ok := client.(interface{ Close() }); ok {
 			wg.Go(func() {
 				<-ctx.Done()
-				_ = c.Close() // its calls have ended with ctx
+				c.Close() // its calls have ended with ctx
 			})
 		}
 	}
@@ -343,20 +343,23 @@ func (h *Hosts) allows(name string) bool {
 
 // matches tells whether name is pattern, in which * stands for any part.
 func matches(pattern, name string) bool {
-	first, rest, star := strings.Cut(pattern, "*")
-	if !star {
+	parts := strings.Split(pattern, "*")
+	first, last := parts[0], parts[len(parts)-1]
+	if len(parts) == 1 {
 		return pattern == name
 	}
-	name, ok := strings.CutPrefix(name, first)
-	if !ok {
+	if len(name) < len(first)+len(last) || !strings.HasPrefix(name, first) || !strings.HasSuffix(name, last) {
 		return false
 	}
-	for i := 0; i <= len(name); i++ {
-		if matches(rest, name[i:]) {
-			return true
+	name = name[len(first) : len(name)-len(last)]
+	for _, part := range parts[1 : len(parts)-1] {
+		i := strings.Index(name, part)
+		if i < 0 {
+			return false
 		}
+		name = name[i+len(part):]
 	}
-	return false
+	return true
 }
 
 // newID makes an ID that no replica has.

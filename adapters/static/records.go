@@ -61,7 +61,9 @@ type replicaRecord struct {
 	Successor string     `json:"successor,omitempty"`
 }
 
-func (r *replicaRecord) key() adapters.Key { return adapters.Key{Fleet: r.Fleet, Model: r.Model, Revision: r.Revision} }
+func (r *replicaRecord) key() adapters.Key {
+	return adapters.Key{Fleet: r.Fleet, Model: r.Model, Revision: r.Revision}
+}
 
 // task gives the ID of one part on its host.
 func (r *replicaRecord) task(rank int) string {
@@ -211,7 +213,9 @@ func (r *records) removeDeployment(key adapters.Key) {
 	r.marked[[2]string{bucketDeployments, deploymentKey(key)}] = true
 }
 
-func deploymentKey(k adapters.Key) string { return strings.Join([]string{k.Fleet, k.Model, k.Revision}, "\x00") }
+func deploymentKey(k adapters.Key) string {
+	return strings.Join([]string{k.Fleet, k.Model, k.Revision}, "\x00")
+}
 
 // flush writes all that is marked, or nothing, and gives the hosts that were touched.
 func (r *records) flush(store state.Store) (touched []string, err error) {
@@ -270,6 +274,16 @@ func (r *records) successor(rec *replicaRecord) *replicaRecord {
 		rec = r.replicas[rec.Successor]
 	}
 	return rec
+}
+
+// succeed has those that were given up for rec be succeeded by another one.
+func (r *records) succeed(rec, by *replicaRecord) {
+	for _, old := range r.replicas {
+		if old.GivenUp != nil && old.Successor == rec.ID {
+			old.Successor = by.ID
+			r.save(old, false)
+		}
+	}
 }
 
 // draining tells whether a replica is marked.

@@ -39,8 +39,8 @@ func TestDiscoveryConforms(t *testing.T) {
 	})
 }
 
-// states runs d and gives its first state.
-func state(t *testing.T, d *static.Discovery) []mobula.Endpoint {
+// firstState runs d and gives its first state.
+func firstState(t *testing.T, d *static.Discovery) []mobula.Endpoint {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -77,7 +77,7 @@ func TestEndpointsFromConfig(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			d, err := static.New(mobula.Static{Endpoints: []mobula.StaticEndpoint{c.in}}, static.Options{LookupEnv: env})
 			require.NoError(t, err)
-			require.Empty(t, cmp.Diff([]mobula.Endpoint{c.want}, state(t, d)))
+			require.Empty(t, cmp.Diff([]mobula.Endpoint{c.want}, firstState(t, d)))
 		})
 	}
 }
@@ -109,7 +109,7 @@ func TestBadConfigIsRefusedAndOldStateStays(t *testing.T) {
 			d, err := static.New(mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://old"}}}, o)
 			require.NoError(t, err)
 			require.ErrorContains(t, d.Update(mobula.Static{Endpoints: c.in}), c.want)
-			require.Empty(t, cmp.Diff([]mobula.Endpoint{{ID: "http://old", URL: "http://old"}}, state(t, d)))
+			require.Empty(t, cmp.Diff([]mobula.Endpoint{{ID: "http://old", URL: "http://old"}}, firstState(t, d)))
 		})
 	}
 }
@@ -120,10 +120,10 @@ func TestUpdateReadsKeysAgain(t *testing.T) {
 	s := mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://a", APIKeyFile: key}}}
 	d, err := static.New(s, static.Options{})
 	require.NoError(t, err)
-	require.Equal(t, mobula.Secret("one"), state(t, d)[0].APIKey)
+	require.Equal(t, mobula.Secret("one"), firstState(t, d)[0].APIKey)
 	require.NoError(t, os.WriteFile(key, []byte("two"), 0o600))
 	require.NoError(t, d.Update(s))
-	require.Equal(t, mobula.Secret("two"), state(t, d)[0].APIKey)
+	require.Equal(t, mobula.Secret("two"), firstState(t, d)[0].APIKey)
 }
 
 func TestErrorsDontShowKeys(t *testing.T) {

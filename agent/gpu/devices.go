@@ -43,15 +43,21 @@ type migInstance struct {
 	Used   uint64 `json:"used"`
 }
 
-// recoveries says what an action of NVML's asks for. Draining peers (3) and what is unknown leave a GPU of use.
-//
-//nolint:gochecknoglobals // a constant table
-var recoveries = map[int]string{
-	1: "a reset of the GPU (nvidia-smi --gpu-reset)",
-	2: "a reboot of the host",
-	4: "a reset of the GPU (nvidia-smi --gpu-reset)",
-	6: "a reset of the GPU's bus, which a reboot of the host is",
-	7: "a reboot of the host",
+// wants says what a recovery action asks for; it is empty for one that leaves a GPU of use: none (0), draining its
+// peers (3), and what is unknown.
+func wants(recovery *int) string {
+	if recovery == nil {
+		return ""
+	}
+	switch *recovery {
+	case 1, 4:
+		return "a reset of the GPU (nvidia-smi --gpu-reset)"
+	case 2, 7:
+		return "a reboot of the host"
+	case 6:
+		return "a reset of the GPU's bus, which a reboot of the host is"
+	}
+	return ""
 }
 
 // remember fills in what a GPU that can't be read any more was known to be, so that it keeps its name and memory.
@@ -86,7 +92,7 @@ func devices(s snapshot, xids map[string]int) []mobula.Device {
 			})
 			continue
 		}
-		// Instances reach nobody over NVLink, and NVML doesn't tell their utilization.
+		// Partitioned GPUs reach nobody over NVLink, and NVML doesn't tell their utilization.
 		for _, in := range g.Instances {
 			all = append(all, mobula.Device{
 				ID: in.UUID, UUID: in.UUID, Name: in.Name,
@@ -102,16 +108,16 @@ func devices(s snapshot, xids map[string]int) []mobula.Device {
 func unhealthy(g gpuInfo, xids map[string]int) string {
 	xid, reported := xids[g.UUID]
 	reported = reported && g.UUID != ""
-	what := fmt.Sprintf("XID %d: %s", xid, criticalXIDs[xid])
+	what := fmt.Sprintf("XID %d: %s", xid, critical(xid))
 	switch {
 	case g.Lost != "" && reported:
 		return fmt.Sprintf("%s (NVML: %s); reboot the host", what, g.Lost)
 	case g.Lost != "":
 		return fmt.Sprintf("the GPU can't be read (NVML: %s); it may have fallen off the bus: see `dmesg | grep -i xid`, then reboot the host", g.Lost)
-	case g.Recovery != nil && recoveries[*g.Recovery] != "" && reported:
-		return fmt.Sprintf("%s; it needs %s", what, recoveries[*g.Recovery])
-	case g.Recovery != nil && recoveries[*g.Recovery] != "":
-		return "the driver asks for " + recoveries[*g.Recovery]
+	case wants(g.Recovery) != "" && reported:
+		return fmt.Sprintf("%s; it needs %s", what, wants(g.Recovery))
+	case wants(g.Recovery) != "":
+		return "the driver asks for " + wants(g.Recovery)
 	case g.RemapFailed:
 		return "memory errors could not be repaired (row remapping failed): reset the GPU, and have it replaced if that stays"
 	case g.Recovery == nil && reported:
@@ -122,6 +128,7 @@ func unhealthy(g gpuInfo, xids map[string]int) string {
 
 // groupsOf names, by GPU, the sets of GPUs that reach each other over NVLink: nvlink-N, N being the lowest of them.
 func groupsOf(gpus []gpuInfo) map[int]string {
+	gpus = slices.DeleteFunc(slices.Clone(gpus), func(g gpuInfo) bool { return g.MIG })
 	lowest := map[int]int{}
 	for _, g := range gpus {
 		lowest[g.Index] = g.Index

@@ -47,7 +47,8 @@ type Options struct {
 	// Environ is the agent's own environment, whose CUDA_VISIBLE_DEVICES bounds what it may use. Default os.Environ.
 	Environ []string
 	// Dev is where device files are, for hosts without NVML. Default /dev.
-	Dev    string
+	Dev string
+	// Logger takes what the driver reports of GPUs. Default: nowhere.
 	Logger *slog.Logger
 }
 
@@ -83,6 +84,9 @@ func Open(o Options) (*Reader, error) {
 }
 
 func newReader(o Options, lib library) *Reader {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	if o.Environ == nil {
 		o.Environ = os.Environ()
 	}
@@ -201,8 +205,8 @@ func (r *Reader) watch() {
 }
 
 func (r *Reader) note(e xidEvent) {
-	what, critical := criticalXIDs[e.xid]
-	if !critical {
+	what := critical(e.xid)
+	if what == "" {
 		r.log.Warn("GPU has reported an error that ends an application at most", "gpu", e.uuid, "xid", e.xid)
 		return
 	}

@@ -49,7 +49,8 @@ func startNVML(api nvml.Interface) (*nvmlLibrary, error) {
 			}
 		}
 	}
-	return l, l.register(handles)
+	l.register(handles)
+	return l, nil
 }
 
 // linked tells whether two GPUs reach each other over NVLink, by bridges or switches.
@@ -58,10 +59,11 @@ func linked(a, b nvml.Device) bool {
 	return ret == nvml.SUCCESS && status == nvml.P2P_STATUS_OK
 }
 
-func (l *nvmlLibrary) register(handles []nvml.Device) error {
+// register asks for XID errors. A driver that has none to tell (WSL's) is no failure.
+func (l *nvmlLibrary) register(handles []nvml.Device) {
 	events, ret := l.api.EventSetCreate()
 	if ret != nvml.SUCCESS {
-		return errors.Join(failed("make an event set", ret), l.close())
+		return
 	}
 	l.events = events
 	for _, d := range handles {
@@ -76,7 +78,6 @@ func (l *nvmlLibrary) register(handles []nvml.Device) error {
 			l.uuids[d], _ = d.GetUUID()
 		}
 	}
-	return nil
 }
 
 // handles gives the GPUs by index, nil for one that is lost.
@@ -176,6 +177,9 @@ func readInstances(d nvml.Device) []migInstance {
 }
 
 func (l *nvmlLibrary) wait(timeout time.Duration) ([]xidEvent, error) {
+	if l.events == nil {
+		return nil, failed("wait for GPU events", nvml.ERROR_NOT_SUPPORTED)
+	}
 	data, ret := l.events.Wait(uint32(timeout.Milliseconds()))
 	switch {
 	case ret == nvml.ERROR_TIMEOUT:

@@ -9,6 +9,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/mobula-serve/mobula/cmd/ctl"
+	"github.com/mobula-serve/mobula/control/client"
 )
 
 // Exit codes.
@@ -63,9 +66,13 @@ func (a *app) main(ctx context.Context, args []string) int {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return exitInterrupted
 	}
-	if _, usage := errors.AsType[*usageError](err); started && !usage {
-		a.printError(err, "")
-		return exitFailed
+	code, quiet := ctl.ExitCode(err)
+	if quiet {
+		return code
+	}
+	if started && !isUsage(err) {
+		a.printError(err, ctl.Hint(err))
+		return code
 	}
 	a.printError(err, usageHint(root, cmd, args))
 	return exitUsage
@@ -76,13 +83,17 @@ func (a *app) root() *cobra.Command {
 		Use:                   "mobula",
 		DisableFlagsInUseLine: true,
 		Short:                 "A serving stack for vLLM",
-		Long: `Mobula serves OpenAI requests in front of vLLM engines: one router that finds the
-engine that answers first, and takes another one when an engine fails to answer.`,
+		Long: `Mobula serves OpenAI requests with vLLM engines: a router that finds the engine that answers first and takes another one
+when an engine fails, and a control plane that makes engines exist where a fleet file wants them.`,
 		Example: `  # Router and two simulated engines on this machine, no GPU needed
   mobula up
 
   # Talk to it
   mobula chat
+
+  # What runs, and how it fares
+  mobula get
+  mobula top
 
   # A router for engines that already run
   mobula router -f fleet.yaml`,
@@ -93,15 +104,51 @@ engine that answers first, and takes another one when an engine fails to answer.
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.AddCommand(
-		a.upCommand(),
-		a.routerCommand(),
-		a.simCommand(),
-		a.validateCommand(),
-		a.chatCommand(),
-		a.versionCommand(),
+	root.AddGroup(
+		&cobra.Group{ID: groupRun, Title: "Run a part of Mobula:"},
+		&cobra.Group{ID: groupFleet, Title: "Look at a fleet and change it:"},
+		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
+	add := func(group string, all ...*cobra.Command) {
+		for _, cmd := range all {
+			cmd.GroupID = group
+		}
+		root.AddCommand(all...)
+	}
+	add(groupRun, a.upCommand(), a.controlCommand(), a.agentCommand(), a.routerCommand(), a.simCommand())
+	add(groupFleet, a.fleetCommands()...)
+	add(groupTools, a.chatCommand(), a.validateCommand(), a.caCommand(), a.versionCommand())
+	root.AddCommand(a.shimCommand())
+	root.SetHelpCommandGroupID(groupTools)
+	root.SetCompletionCommandGroupID(groupTools)
 	return root
+}
+
+// Groups of commands in the help.
+const (
+	groupRun   = "run"
+	groupFleet = "fleet"
+	groupTools = "tools"
+)
+
+// fleetCommands are those that speak to a control plane.
+func (a *app) fleetCommands() []*cobra.Command {
+	var which access
+	all := ctl.Commands(ctl.Options{
+		Client: func() (client.API, error) { return which.client(nil) },
+		JoinCommand: func(token string) string {
+			url := "https://CONTROL-PLANE:8100"
+			if c, err := which.load(); err == nil {
+				url = c.URL
+			}
+			return "mobula agent --join " + url + " --token " + token
+		},
+		Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr,
+	})
+	for _, cmd := range all {
+		which.flags(cmd)
+	}
+	return all
 }
 
 // usageError is a command line that can't be meant.
@@ -109,6 +156,12 @@ type usageError struct{ error }
 
 func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
+}
+
+func isUsage(err error) bool {
+	_, ours := errors.AsType[*usageError](err)
+	_, theirs := errors.AsType[*ctl.UsageError](err)
+	return ours || theirs
 }
 
 // hintedError is an error with a line on what to do about it.

@@ -68,7 +68,7 @@ func completeModels(ctx context.Context, o chatOptions) []string {
 	if err != nil {
 		return nil
 	}
-	client := newAPI(o.url, key)
+	client := newChatServer(o.url, key)
 	defer client.close()
 	ctx, cancel := context.WithTimeout(ctx, completeAfter)
 	defer cancel()
@@ -90,7 +90,7 @@ func (a *app) chat(ctx context.Context, o chatOptions, prompt string) error {
 			return err
 		}
 	}
-	client := newAPI(o.url, key)
+	client := newChatServer(o.url, key)
 	defer client.close()
 	talk := &conversation{client: client, model: o.model, system: o.system, timeout: o.timeout}
 	if err := talk.chooseModel(ctx); err != nil {
@@ -123,7 +123,7 @@ func (a *app) oneShot(ctx context.Context, talk *conversation, prompt string) er
 
 // conversation is a chat so far.
 type conversation struct {
-	client  *api
+	client  *chatServer
 	model   string
 	models  []string // that the server lists
 	system  string
@@ -183,7 +183,7 @@ func readKey(file string) (string, error) {
 		return "", fmt.Errorf("--api-key-file: %w", err)
 	}
 	key := strings.TrimSpace(string(raw))
-	if key == "" || strings.ContainsFunc(key, control) {
+	if key == "" || strings.ContainsFunc(key, isControl) {
 		return "", fmt.Errorf("--api-key-file %s: want one line with a key", file)
 	}
 	return key, nil
@@ -209,7 +209,7 @@ func readPrompt(r io.Reader) (string, error) {
 // terminal; tabs and line ends stay.
 func safe(s string) string {
 	return strings.Map(func(r rune) rune {
-		if control(r) && r != '\n' && r != '\t' {
+		if isControl(r) && r != '\n' && r != '\t' {
 			return -1
 		}
 		return r

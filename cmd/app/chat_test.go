@@ -192,7 +192,7 @@ func talk(t *testing.T, s *server) (keys io.Writer, screen *buffer, ended <-chan
 	t.Helper()
 	r, w := io.Pipe()
 	screen = &buffer{}
-	client := newAPI(s.URL, "")
+	client := newChatServer(s.URL, "")
 	conversation := &conversation{client: client, timeout: deadline}
 	require.NoError(t, conversation.chooseModel(t.Context()))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -316,7 +316,7 @@ func TestSessionEndsWithItsContext(t *testing.T) {
 	defer func() { _ = w.Close() }()
 	ctx, cancel := context.WithCancel(t.Context())
 	screen := &buffer{}
-	client := newAPI(s.URL, "")
+	client := newChatServer(s.URL, "")
 	defer client.close()
 	ended := make(chan error, 1)
 	go func() {
@@ -329,7 +329,7 @@ func TestSessionEndsWithItsContext(t *testing.T) {
 
 func TestTurnsAreBounded(t *testing.T) {
 	s := newServer(t, says(delta("a"), done))
-	client := newAPI(s.URL, "")
+	client := newChatServer(s.URL, "")
 	defer client.close()
 	c := &conversation{client: client, model: "m", system: "s", timeout: deadline}
 	for range maxTurns {

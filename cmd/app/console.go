@@ -86,12 +86,12 @@ func printable(s string, limit int) string {
 		if len(out) == limit {
 			break
 		}
-		if !control(r) {
+		if !isControl(r) {
 			out = append(out, r)
 		}
 	}
 	return string(out)
 }
 
-// control tells whether r is a control character, of ASCII or of Latin-1.
-func control(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }
+// isControl tells whether r is a control character, of ASCII or of Latin-1.
+func isControl(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,8 +21,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/providers"
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/engine"
+	"github.com/mobula-serve/mobula/router/flow"
 	"github.com/mobula-serve/mobula/router/front"
 	"github.com/mobula-serve/mobula/router/health"
 	"github.com/mobula-serve/mobula/router/metrics"
@@ -36,6 +41,15 @@ type routerOptions struct {
 	Listener  net.Listener
 	Logger    *slog.Logger
 	Version   string
+	// Plane is the control plane that the router follows and reports to, nil for none; Endpoints are what that runs.
+	Plane     planeLink
+	Endpoints adapters.Discoverer
+}
+
+// planeLink is what a router needs of a control plane: the one in this process, or a client of another.
+type planeLink interface {
+	fleetSource
+	Report(ctx context.Context, r mobula.Report) error
 }
 
 // router is one running router: its rooms, wired.
@@ -43,11 +57,15 @@ type router struct {
 	logger   *slog.Logger
 	registry *prometheus.Registry
 	source   *static.Discovery
+	others   *providers.Discovery
+	flow     *flow.Holder
+	reporter *metrics.Reporter
 	client   *engine.Client
 	keeper   *health.Keeper
 	proxy    *proxy.Proxy
 	edge     *openai.Edge
 	front    *front.Server
+	changed  chan struct{} // holds one: there is a new snapshot
 	fleet    *mobula.Fleet // the running one; touched by the reload goroutine only, after newRouter
 	policy   pick.Policy   // likewise
 }
@@ -65,10 +83,18 @@ func runRouter(ctx context.Context, o routerOptions) error {
 	defer stop()
 	g, work := errgroup.WithContext(work)
 	up := make(chan []mobula.Endpoint)
-	g.Go(func() error { return r.source.Run(work, up) })
+	sources := []adapters.Discoverer{r.source, r.others}
+	if o.Endpoints != nil {
+		sources = append(sources, o.Endpoints)
+	}
+	g.Go(func() error { return adapters.Merge(sources...).Run(work, up) })
 	g.Go(func() error { return r.keeper.Run(work, up) })
 	if o.FleetPath != "" {
 		g.Go(func() error { return r.reload(work, o.FleetPath) })
+	}
+	if o.Plane != nil {
+		g.Go(func() error { return follow(work, o.Plane, o.Logger, r.apply) })
+		g.Go(func() error { return r.report(work, o.Plane) })
 	}
 	g.Go(func() error {
 		if err := r.front.Serve(o.Listener); !errors.Is(err, http.ErrServerClosed) {
@@ -92,17 +118,15 @@ func runRouter(ctx context.Context, o routerOptions) error {
 
 func newRouter(o routerOptions) (*router, error) {
 	f := o.Fleet
-	r := &router{logger: o.Logger, registry: prometheus.NewRegistry(), fleet: f}
+	r := &router{logger: o.Logger, registry: prometheus.NewRegistry(), changed: make(chan struct{}, 1), fleet: f}
 	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "mobula_build_info", Help: "Always 1; the labels tell what is running.",
-		ConstLabels: prometheus.Labels{"version": o.Version, "go": runtime.Version(), "fleet": f.Name},
-	})
-	build.Set(1)
-	r.registry.MustRegister(build)
+	r.registry.MustRegister(buildInfo(o.Version, f.Name))
 	var err error
 	if r.source, err = newSource(f); err != nil {
 		return nil, err
+	}
+	if r.others, err = providers.New(f.Providers, providers.Options{}); err != nil {
+		return nil, fmt.Errorf("providers: %w", err)
 	}
 	if r.policy, err = newPolicy(f); err != nil {
 		return nil, err
@@ -115,17 +139,73 @@ func newRouter(o routerOptions) (*router, error) {
 		OnChange: func(s *pick.Snapshot) {
 			r.proxy.Keep(s)
 			r.edge.Keep(s)
+			r.flow.Changed()
+			select {
+			case r.changed <- struct{}{}:
+			default:
+			}
 		},
 	})
+	r.flow = flow.New(flow.Options{Snapshot: r.keeper.Snapshot, Registerer: r.registry})
 	r.edge = openai.New(openai.Options{
-		Fleet: r.keeper, Proxy: r.proxy, Policy: r.policy, Router: f.Router, Metrics: set,
+		Fleet: r.keeper, Proxy: r.proxy, Policy: r.policy, Router: f.Router, Metrics: set, Flow: r.flow,
 		Gatherer: r.registry, Logger: o.Logger, Version: o.Version,
 	})
+	r.reporter = &metrics.Reporter{Router: routerName(), Set: set, Keeper: r.keeper, Traffic: r.edge}
 	r.front = front.New(front.Options{
 		Accepts: r.edge.Accepts, Handler: r.edge, Fallback: r.edge.Handler(), ErrorBody: r.edge.ErrorBody,
 		Limits: f.Router.Limits, Timeouts: f.Router.Timeouts, Logger: o.Logger, Registerer: r.registry,
 	})
 	return r, nil
+}
+
+// buildInfo is a metric that is always 1.
+func buildInfo(version, fleet string) prometheus.Collector {
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "mobula_build_info", Help: "Always 1; the labels tell what is running.",
+		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version(), "fleet": fleet},
+	})
+	build.Set(1)
+	return build
+}
+
+// routerName is unique, also among routers of one host and one that is started again.
+func routerName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "router"
+	}
+	return host + "-" + strings.ToLower(rand.Text()[:6])
+}
+
+// reportEvery is the time between two reports to the control plane.
+const reportEvery = time.Second
+
+// report tells the control plane how engines and models fare, until ctx ends. What can't be told is told a second later.
+func (r *router) report(ctx context.Context, to planeLink) error {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for away := false; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-r.changed: // a replica that drains waits for this
+		}
+		err := r.reportOnce(ctx, to)
+		if err != nil && !away && ctx.Err() == nil {
+			r.logger.Warn("the control plane is away: serving goes on with the endpoints that are known", "err", err)
+		} else if err == nil && away {
+			r.logger.Info("the control plane is back")
+		}
+		away = err != nil
+	}
+}
+
+func (r *router) reportOnce(ctx context.Context, to planeLink) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*reportEvery)
+	defer cancel()
+	return to.Report(ctx, r.reporter.Report(time.Now()))
 }
 
 // newSource makes the Discoverer of the fleet's platform.
@@ -158,6 +238,11 @@ func (r *router) reload(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	return reloadOnHangup(ctx, w)
+}
+
+// reloadOnHangup runs w, and has it load the file on SIGHUP.
+func reloadOnHangup(ctx context.Context, w *Reloader) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -191,8 +276,14 @@ func (r *router) apply(f *mobula.Fleet) error {
 			return err
 		}
 	}
+	if err := r.others.Check(f.Providers); err != nil {
+		return fmt.Errorf("providers: %w", err)
+	}
 	if err := r.source.Update(*f.Platform.Static); err != nil {
 		return fmt.Errorf("platform.static: %w", err)
+	}
+	if err := r.others.Update(f.Providers); err != nil {
+		return fmt.Errorf("providers: %w", err)
 	}
 	r.policy, r.fleet = policy, f
 	r.proxy.Update(proxyOptions(f, r.logger))

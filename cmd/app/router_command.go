@@ -13,57 +13,115 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/control/client"
 )
 
+// routerCommandOptions are the flags of `mobula router`.
+type routerCommandOptions struct {
+	file, addr string
+	access     access
+}
+
 func (a *app) routerCommand() *cobra.Command {
-	var file, addr string
+	o := routerCommandOptions{}
 	cmd := &cobra.Command{
-		Use:                   "router -f FILE",
+		Use:                   "router -f FILE | --config FILE",
 		DisableFlagsInUseLine: true,
-		Short:                 "Run the router of a fleet whose engines already run",
-		Long: `Runs the router of a fleet file. It reads the file again when it changes and on
-SIGHUP; a bad file changes nothing and is reported. The first SIGINT or SIGTERM stops
-taking requests and lets running ones finish, a second one stops at once.`,
+		Short:                 "Run a router of a fleet",
+		Long: `Runs a router. With -f for engines that already run, as a fleet file lists them: the file is read again when it
+changes and on SIGHUP; a bad one changes nothing and is reported. With --config or --control for a control plane's
+fleet: it follows what is applied there, and goes on with what it knows while the control plane is away.
+
+The first SIGINT or SIGTERM stops taking requests and lets running ones finish, a second one stops at once.`,
 		Example: `  mobula router -f fleet.yaml
 
   # On another address than the file's
-  mobula router -f fleet.yaml --listen 127.0.0.1:9000`,
+  mobula router -f fleet.yaml --listen 127.0.0.1:9000
+
+  # For the engines that a control plane runs
+  mobula router --config /etc/mobula/client.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file == "" {
-				return usagef("which fleet? give its file with -f")
+			if o.file == "" && !o.access.given() {
+				return usagef("which fleet? give its file with -f, or its control plane with --config or --control")
 			}
-			return a.router(cmd.Context(), file, addr)
+			if o.file != "" && o.access.given() {
+				return usagef("-f and a control plane: want one of them")
+			}
+			return a.router(cmd.Context(), o)
 		},
 	}
-	cmd.Flags().StringVarP(&file, "file", "f", "", "fleet file")
-	cmd.Flags().StringVar(&addr, "listen", "", "address to listen on, host:port, in place of the file's")
+	cmd.Flags().StringVarP(&o.file, "file", "f", "", "fleet file")
+	cmd.Flags().StringVar(&o.addr, "listen", "", "address to listen on, host:port, in place of the file's")
+	o.access.flags(cmd)
 	yamlFiles(cmd, "file")
 	return cmd
 }
 
-func (a *app) router(ctx context.Context, file, addr string) error {
+func (a *app) router(ctx context.Context, o routerCommandOptions) error {
 	defer outliveReaders()()
-	fleet, err := mobula.LoadFile(file)
-	if err != nil {
-		return fleetError(file, err)
+	r := routerOptions{FleetPath: o.file, Version: thisBuild().Version}
+	from := "router.listen of " + o.file + " or --listen"
+	if o.file != "" {
+		fleet, err := mobula.LoadFile(o.file)
+		if err != nil {
+			return fleetError(o.file, err)
+		}
+		r.Fleet = fleet
+	} else {
+		plane, err := o.access.client(slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		defer plane.Close()
+		if r.Fleet, err = a.firstFleet(ctx, plane); err != nil {
+			return err
+		}
+		r.Plane, r.Endpoints = plane, plane.Discoverer()
+		from = "router.listen of the fleet or --listen"
 	}
-	l, err := listen(ctx, cmp.Or(addr, fleet.Router.Listen), "router.listen of "+file+" or --listen")
-	if err != nil {
+	var err error
+	if r.Logger, err = newLogger(a.stderr, r.Fleet.Router.Log); err != nil {
 		return err
 	}
-	logger, err := newLogger(a.stderr, fleet.Router.Log)
-	if err != nil {
-		_ = l.Close()
+	if r.Listener, err = listen(ctx, cmp.Or(o.addr, r.Fleet.Router.Listen), from); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(a.stdout, "listening on %s\n", baseURL(l.Addr()))
-	done := a.startRouter(ctx, routerOptions{Fleet: fleet, FleetPath: file, Listener: l, Logger: logger, Version: thisBuild().Version})
+	_, _ = fmt.Fprintf(a.stdout, "listening on %s\n", baseURL(r.Listener.Addr()))
+	done := a.startRouter(ctx, r)
 	select {
 	case err := <-done:
 		return err
 	case <-forced(ctx):
 		return nil
+	}
+}
+
+// firstFleet waits for the control plane to have a fleet.
+func (a *app) firstFleet(ctx context.Context, plane *client.Client) (*mobula.Fleet, error) {
+	c := newConsole(a.stderr)
+	for said := ""; ; {
+		look, cancel := context.WithTimeout(ctx, followWait)
+		fleet, err := fetchFleet(look, plane)
+		cancel()
+		if fleet != nil {
+			return fleet, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		why := "nothing has been applied there yet"
+		if err != nil {
+			if e, ok := errors.AsType[*client.Error](err); ok && e.Code == client.CodeUnauthorized {
+				return nil, err // waiting does not help
+			}
+			why = err.Error()
+		}
+		if why != said {
+			said = why
+			c.line("waiting for the control plane's fleet: %s", why)
+		}
+		pause(ctx, followPause)
 	}
 }
 

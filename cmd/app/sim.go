@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -15,10 +14,8 @@ import (
 	"github.com/mobula-serve/mobula/engine/sim"
 )
 
-const (
-	simKind  = "simulated engine"
-	simCount = 2
-)
+// firstEnginePort is where engines' ports begin.
+const firstEnginePort = 8701
 
 // simDefaults are the rates of a simulated engine unless flags say otherwise: those of a
 // small model on one GPU, so that an answer streams at a speed that one can watch.
@@ -29,32 +26,6 @@ func simDefaults() sim.Options {
 		PrefillRate: 20000,
 		ITL:         10 * time.Millisecond,
 	}
-}
-
-// startSims starts n simulated engines, by default two, on the next free ports.
-func startSims(ctx context.Context, n int, logger *slog.Logger) (*engines, error) {
-	if n == 0 {
-		n = simCount
-	}
-	listeners, err := listenFrom(ctx, firstEnginePort, n)
-	if err != nil {
-		return nil, err
-	}
-	set := newEngines(ctx, simKind)
-	for i, l := range listeners {
-		o := simDefaults()
-		o.Logger = logger.With("engine", l.Addr().String())
-		e, err := sim.New(o)
-		if err != nil {
-			closeAll(listeners[i:])
-			set.stop()
-			return nil, err
-		}
-		set.add(mobula.StaticEndpoint{URL: "http://" + l.Addr().String()}, func(ctx context.Context) error {
-			return runSim(ctx, e, l)
-		})
-	}
-	return set, nil
 }
 
 // runSim serves until ctx ends, which is no error.

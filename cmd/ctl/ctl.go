@@ -20,7 +20,7 @@ const callTimeout = 30 * time.Second
 type Options struct {
 	// Client makes the client when a command needs it, from flags that are parsed by then.
 	Client func() (client.API, error)
-	// JoinCommand gives the command line with which a host joins by a token. Default: mobula agent --join TOKEN.
+	// JoinCommand gives the command line with which a host joins by a token. Default: mobula agent with a URL to be filled in.
 	JoinCommand func(token string) string
 	// Default: the process's own.
 	Stdin          io.Reader
@@ -58,7 +58,7 @@ func Commands(o Options) []*cobra.Command {
 
 func newCtl(o Options) *ctl {
 	if o.JoinCommand == nil {
-		o.JoinCommand = func(token string) string { return "mobula agent --join " + token }
+		o.JoinCommand = func(token string) string { return "mobula agent --join https://CONTROL-PLANE:8100 --token " + token }
 	}
 	if o.Stdin == nil {
 		o.Stdin = os.Stdin

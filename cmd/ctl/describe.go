@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -161,16 +162,16 @@ func (c *ctl) describeModel(s *sheet, v *control.View, m *control.ModelStatus) {
 
 // otherStates gives the replicas that are not ready, by state.
 func otherStates(m *control.ModelStatus) string {
-	var s string
+	var s strings.Builder
 	for _, state := range []struct {
 		n    int
 		name string
 	}{{m.Starting, "starting"}, {m.Asleep, "asleep"}, {m.Draining, "draining"}, {m.Failed, "failed"}} {
 		if state.n > 0 {
-			s += fmt.Sprintf(", %d %s", state.n, state.name)
+			fmt.Fprintf(&s, ", %d %s", state.n, state.name)
 		}
 	}
-	return s
+	return s.String()
 }
 
 // sentence gives "Starting for 40s: loading weights".
@@ -203,7 +204,7 @@ func (c *ctl) describeReplica(s *sheet, r *control.ReplicaStatus) {
 		s.field("Host", where)
 	}
 	s.field("URL", r.URL)
-	s.field("Restarts", fmt.Sprint(r.Restarts))
+	s.field("Restarts", strconv.Itoa(r.Restarts))
 	if l := r.Load; l != nil {
 		inFlight, running, waiting, kv := load(l)
 		s.field("Router", c.sentence("says "+l.State, none, l.Reason))
@@ -225,7 +226,7 @@ func (c *ctl) describeHost(s *sheet, v *control.View, h *mobula.Host) {
 	if !h.Heard.IsZero() {
 		s.field("Heard", c.since(h.Heard)+" ago")
 	}
-	u := usage(v, h)
+	u := usages(v)[h.Name]
 	if u.devices > 0 {
 		s.field("GPUs", fmt.Sprintf("%d of %d taken, memory %s, utilization %s", u.taken, u.devices, u.memory(), u.utilization()))
 	}

@@ -69,7 +69,7 @@ func hinted(err error, format string, args ...any) error {
 // Hint gives the line on what to do about an error of a command, empty for none.
 func Hint(err error) string {
 	if h, ok := errors.AsType[*hintedError](err); ok {
-		return h.hint
+		return clean(h.hint)
 	}
 	return ""
 }

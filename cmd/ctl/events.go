@@ -29,7 +29,7 @@ happens.`,
   mobula events -w
 
   # What should be looked at
-  mobula events -o json | jq 'select(.warning)'`,
+  mobula events -o json | jq '.[] | select(.warning)'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.output != asTable && !slices.Contains(outputs(), o.output) {
@@ -139,4 +139,3 @@ func (c *ctl) printEvents(events []control.Event, o eventsOptions) error {
 	c.out.print(joined(c.eventTable(events).lines(width, o.bare, c.out.colour)))
 	return nil
 }
-

@@ -126,8 +126,11 @@ func resolve(v *control.View, name string, among ...string) (kind, found string,
 	case 1:
 		return kind, found, nil
 	}
-	return "", "", hinted(fmt.Errorf("%s is the name of a %s", name, strings.Join(hits, " and of a ")),
-		"say which: %s/%s", hits[0], name)
+	err = fmt.Errorf("%s is the name of a %s", name, strings.Join(hits, " and of a "))
+	for i, k := range hits {
+		hits[i] = k + "/" + name
+	}
+	return "", "", hinted(err, "say which: %s", strings.Join(hits, " or "))
 }
 
 // lookup gives the full name of an object, empty for none.

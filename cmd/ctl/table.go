@@ -3,11 +3,9 @@ package ctl
 import (
 	"slices"
 	"strings"
-
-	"charm.land/lipgloss/v2"
 )
 
-// minFlex is what a column that shrinks keeps.
+// minFlex is how wide a flexible column stays unless it says otherwise.
 const minFlex = 8
 
 // column is a column of a table.
@@ -15,11 +13,15 @@ type column struct {
 	name  string
 	right bool // numbers stand at the right
 	// flex columns are cut when the terminal is too narrow; then those with drop go, the highest first.
-	flex bool
-	drop int
+	// A flexible column keeps least, or minFlex. In names the middle is cut: they differ at the end.
+	flex  bool
+	least int
+	drop  int
 	// clock columns change with time alone.
 	clock bool
 }
+
+func (c column) floor() int { return max(c.least, minFlex) }
 
 // cell is clean text and its SGR code.
 type cell struct{ text, code string }
@@ -97,8 +99,11 @@ func (t *table) line(row []cell, widths []int, colour bool) string {
 			b.WriteString(t.gap)
 		}
 		text := cut(c.text, widths[i])
+		if t.columns[i].name == "NAME" {
+			text = cutMiddle(c.text, widths[i])
+		}
 		painted := paint(colour, c.code, text)
-		space := strings.Repeat(" ", max(0, widths[i]-lipgloss.Width(text)))
+		space := strings.Repeat(" ", max(0, widths[i]-displayWidth(text)))
 		switch {
 		case t.columns[i].right:
 			b.WriteString(space + painted)
@@ -117,10 +122,10 @@ func (t *table) widths(bare bool) []int {
 	copy(widths, t.least)
 	for i, c := range t.columns {
 		if !bare {
-			widths[i] = max(widths[i], lipgloss.Width(c.name))
+			widths[i] = max(widths[i], displayWidth(c.name))
 		}
 		for _, row := range t.rows {
-			widths[i] = max(widths[i], lipgloss.Width(row[i].text))
+			widths[i] = max(widths[i], displayWidth(row[i].text))
 		}
 	}
 	return widths
@@ -138,8 +143,8 @@ func (t *table) fit(widths []int, width int) []int {
 		}
 		shrinkable := 0
 		for i, c := range t.columns {
-			if c.flex && widths[i] > minFlex {
-				shrinkable += widths[i] - minFlex
+			if c.flex && widths[i] > c.floor() {
+				shrinkable += widths[i] - c.floor()
 			}
 		}
 		worst := -1
@@ -162,7 +167,7 @@ func (t *table) shrink(widths []int, over int) {
 	for ; over > 0; over-- {
 		widest := -1
 		for i, c := range t.columns {
-			if c.flex && widths[i] > minFlex && (widest < 0 || widths[i] > widths[widest]) {
+			if c.flex && widths[i] > c.floor() && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}

@@ -148,8 +148,9 @@ func (c *ctl) hostTable(v *control.View, hosts []mobula.Host, wide bool) *table 
 		columns = append(columns, column{name: "GPU"}, column{name: "SLOTS"}, column{name: "ADDRESS"}, column{name: "VERSION"}, column{name: "LABELS"})
 	}
 	t := newTable(append(columns, column{name: "REASON", flex: true})...)
+	used := usages(v)
 	for _, h := range hosts {
-		u := usage(v, &h)
+		u := used[h.Name]
 		row := []any{h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), u.utilization(), strconv.Itoa(u.replicas), c.since(h.Heard)}
 		if wide {
 			row = append(row, gpuNames(&h), strconv.Itoa(h.Slots), h.Address, h.Version, labels(h.Labels))
@@ -201,25 +202,32 @@ type hostUsage struct {
 	busy                     float64 // sum of the devices' utilizations
 }
 
-func usage(v *control.View, h *mobula.Host) hostUsage {
-	u := hostUsage{devices: len(h.Devices)}
-	for _, d := range h.Devices {
-		u.used += d.Used
-		u.total += d.Memory
-		u.busy += d.Utilization
+// usages sums up all hosts.
+func usages(v *control.View) map[string]hostUsage {
+	all := make(map[string]hostUsage, len(v.Hosts))
+	for _, h := range v.Hosts {
+		u := hostUsage{devices: len(h.Devices)}
+		for _, d := range h.Devices {
+			u.used += d.Used
+			u.total += d.Memory
+			u.busy += d.Utilization
+		}
+		all[h.Name] = u
 	}
 	for _, r := range v.Replicas {
 		for i, host := range r.Hosts {
-			if host != h.Name {
+			u, ok := all[host]
+			if !ok {
 				continue
 			}
 			u.replicas++
 			if i < len(r.Devices) && r.Devices[i] != "" {
 				u.taken += strings.Count(r.Devices[i], ",") + 1
 			}
+			all[host] = u
 		}
 	}
-	return u
+	return all
 }
 
 func (u hostUsage) gpus() string { return fmt.Sprintf("%d/%d", u.taken, u.devices) }

@@ -67,7 +67,7 @@ func escapeSequence(s string) int {
 		}
 		return len(s)
 	}
-	if s[1] >= 0x20 && s[1] < 0x7f {
+	if s[1] >= 0x30 && s[1] < 0x7f {
 		return 2
 	}
 	return 1
@@ -90,12 +90,12 @@ func cut(s string, width int) string {
 	if width <= 0 {
 		return ""
 	}
-	if lipgloss.Width(s) <= width {
+	if displayWidth(s) <= width {
 		return s
 	}
 	used := 0
 	for i, r := range s {
-		w := lipgloss.Width(string(r))
+		w := displayWidth(string(r))
 		if used+w > width-1 {
 			return s[:i] + "…"
 		}
@@ -104,9 +104,35 @@ func cut(s string, width int) string {
 	return s
 }
 
+// cutMiddle gives s in at most width columns; what is missing is missing before its last third.
+func cutMiddle(s string, width int) string {
+	if displayWidth(s) <= width {
+		return s
+	}
+	tail, from := width/3, len(s)
+	for from > 0 {
+		_, size := utf8.DecodeLastRuneInString(s[:from])
+		if displayWidth(s[from-size:]) > tail {
+			break
+		}
+		from -= size
+	}
+	return cut(s, width-tail) + s[from:]
+}
+
+// displayWidth is how many columns s takes.
+func displayWidth(s string) int {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return lipgloss.Width(s)
+		}
+	}
+	return len(s)
+}
+
 // pad gives s filled up to width columns.
 func pad(s string, width int, right bool) string {
-	space := strings.Repeat(" ", max(0, width-lipgloss.Width(s)))
+	space := strings.Repeat(" ", max(0, width-displayWidth(s)))
 	if right {
 		return space + s
 	}

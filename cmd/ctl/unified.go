@@ -3,6 +3,7 @@ package ctl
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -62,7 +63,7 @@ func hunkRange(line, n int) string {
 		line--
 	}
 	if n == 1 {
-		return fmt.Sprint(line)
+		return strconv.Itoa(line)
 	}
 	return fmt.Sprintf("%d,%d", line, n)
 }

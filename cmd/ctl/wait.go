@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"charm.land/lipgloss/v2"
-
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/client"
@@ -97,7 +95,7 @@ func unfinished(steps []step) string {
 	var rest []string
 	for _, s := range steps {
 		if !s.done {
-			rest = append(rest, strings.TrimSpace(s.name+" "+s.figures()+" "+s.text+s.failed))
+			rest = append(rest, words(s.name, s.figures(), s.text, s.failed))
 		}
 	}
 	if len(rest) == 0 {
@@ -107,6 +105,11 @@ func unfinished(steps []step) string {
 		rest = append(rest[:maxWaiting:maxWaiting], fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(rest, "; ")
+}
+
+// words joins those that are not empty.
+func words(all ...string) string {
+	return strings.Join(slices.DeleteFunc(all, func(s string) bool { return s == "" }), " ")
 }
 
 // figures gives "1/2 ready".
@@ -136,8 +139,7 @@ func (p *progress) show(steps []step, s sight) {
 		}
 	}
 	for _, st := range steps {
-		line := strings.Join(slices.DeleteFunc([]string{clean(st.name) + ":", st.figures(), clean(st.text), clean(st.failed)},
-			func(part string) bool { return part == "" }), " ")
+		line := words(clean(st.name)+":", st.figures(), clean(st.text), clean(st.failed))
 		if st.done && st.unit == "" {
 			line += " done"
 		}
@@ -151,8 +153,8 @@ func (p *progress) show(steps []step, s sight) {
 func (p *progress) draw(steps []step, s sight) {
 	names, figures := 0, 0
 	for _, st := range steps {
-		names = max(names, lipgloss.Width(clean(st.name)))
-		figures = max(figures, lipgloss.Width(st.figures()))
+		names = max(names, displayWidth(clean(st.name)))
+		figures = max(figures, displayWidth(st.figures()))
 	}
 	lines := make([]string, 0, len(steps)+1)
 	for _, st := range steps {

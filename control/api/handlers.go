@@ -293,7 +293,7 @@ func (s *Server) getDocument(c *gin.Context, _ query) error {
 }
 
 func (s *Server) health(c *gin.Context, _ query) error {
-	c.Status(http.StatusNoContent)
+	c.Status(http.StatusOK)
 	return nil
 }
 

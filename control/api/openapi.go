@@ -80,6 +80,7 @@ func parameters(r route) openapi3.Parameters {
 		for _, name := range r.query {
 			if name == p.name {
 				q := openapi3.NewQueryParameter(p.name).WithDescription(p.about).WithSchema(p.schema)
+				q.AllowEmptyValue = p.schema.Type.Is("boolean") // ?dry
 				all = append(all, &openapi3.ParameterRef{Value: q})
 			}
 		}

@@ -97,7 +97,7 @@ func (s *Server) routes() []route {
 			forAgent, nil, jsonOf(agent.Join{}), ok, jsonOf(agent.Joined{}), s.join,
 		},
 		{get, "/openapi.json", "getDocument", "This document.", forAll, nil, none, ok, content{kind: "application/json"}, s.getDocument},
-		{get, "/health", "health", "Whether the process lives.", forAll, nil, none, done, none, s.health},
+		{get, "/health", "health", "Whether the process lives.", forAll, nil, none, ok, none, s.health},
 		{get, "/ready", "ready", "Whether routers can be served: 503 while not.", forAll, nil, none, ok, jsonOf(readyAnswer{}), s.ready},
 		{get, "/metrics", "metrics", "Metrics for Prometheus.", forAll, nil, none, ok, text, s.getMetrics},
 		{get, "/version", "version", "The version of mobula.", forAll, nil, none, ok, jsonOf(versionAnswer{}), s.getVersion},

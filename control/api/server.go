@@ -20,10 +20,11 @@ import (
 	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/agent"
 	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/trust"
 )
 
 // Backend is the control plane behind the API: client.API without the join tokens. Its errors wrap those of
-// packages control and adapters. View and Events that wait return an error when ctx ends.
+// packages control and adapters. View and Events that wait end with ctx: with what there is, or with its error.
 type Backend interface {
 	Apply(ctx context.Context, file []byte, source string, dry, force bool) (*control.Change, error)
 	Fleet(ctx context.Context) ([]byte, error)
@@ -55,9 +56,9 @@ type Joiner interface {
 
 // Roles of client certificates.
 const (
-	RoleControl = "control" // may do all
-	RoleRouter  = "router"  // may report, and read endpoints and settings
-	RoleAgent   = "agent"   // may renew its certificate
+	RoleControl = string(trust.RoleControl) // may do all
+	RoleRouter  = string(trust.RoleRouter)  // may report, and read endpoints and settings
+	RoleAgent   = string(trust.RoleAgent)   // may renew its certificate
 )
 
 // Options of a Server. Backend and Endpoints are required.
@@ -74,7 +75,7 @@ type Options struct {
 	Role func(*tls.ConnectionState) string
 	// Waiters bounds the calls that wait for a change or follow a log, 0 for 4096.
 	Waiters int
-	// Logger is required; a request is not logged above debug unless it fails by our own fault.
+	// Logger is required; a request is logged only when it fails by our own fault.
 	Logger *slog.Logger
 	// Registerer of our metrics, nil for none; Gatherer is what /metrics shows, nil for nothing.
 	Registerer prometheus.Registerer

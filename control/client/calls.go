@@ -16,7 +16,7 @@ import (
 // pollWait is how long the control plane may keep a waiting call; then it is made again.
 const pollWait = 20 * time.Second
 
-func fleetPath() string { return "/v1/fleet" }
+func fleetPath() string                     { return "/v1/fleet" }
 func modelPath(model, action string) string { return "/v1/models/" + url.PathEscape(model) + action }
 
 func replicaPath(replica, action string) string {
@@ -90,12 +90,12 @@ func (c *Client) Events(ctx context.Context, after int64, wait bool) ([]control.
 	}
 }
 
-// Settings gives what a router takes from the fleet file. With an after that is not 0 it waits until
-// there is another Version, at most as long as ctx.
+// Settings gives what a router takes from the fleet file, as soon as its Version is another one than after, 0 for
+// any. It waits for that at most as long as ctx.
 func (c *Client) Settings(ctx context.Context, after int64) (*Settings, error) {
 	for {
 		var s Settings
-		err := c.poll(ctx, "/v1/settings", after, after != 0, &s)
+		err := c.poll(ctx, "/v1/settings", after, true, &s)
 		if err != nil {
 			return nil, err
 		}
@@ -186,15 +186,14 @@ func (c *Client) Logs(ctx context.Context, replica string, tail int, follow bool
 	set(q, "follow", follow)
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(c.timeout, cancel)
-	resp, err := c.send(ctx, call{method: http.MethodGet, path: replicaPath(replica, "/logs"), query: q})
-	if !late.Stop() && ctx.Err() != nil {
+	resp, err := c.send(ctx, call{method: http.MethodGet, path: replicaPath(replica, "/logs"), query: q}) //nolint:bodyclose // logs closes it
+	if inTime := late.Stop(); err == nil {
+		return &logs{resp.Body, cancel}, nil
+	} else if !inTime {
 		err = fmt.Errorf("the control plane at %s sent no log in %s: %w", c.base, c.timeout, context.DeadlineExceeded)
 	}
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	return &logs{resp.Body, cancel}, nil
+	cancel()
+	return nil, err
 }
 
 // logs ends the request when it is closed.

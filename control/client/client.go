@@ -27,8 +27,8 @@ const (
 	defaultRetry   = 5 * time.Second
 	firstContact   = time.Second // of retries to a control plane that never answered: it is rather not there
 	dialTimeout    = 5 * time.Second
-	retryWaitMin   = 100 * time.Millisecond
-	retryWaitMax   = time.Second
+	firstPause     = 100 * time.Millisecond
+	longestPause   = time.Second
 	maxRetries     = 100      // the time bounds them
 	maxAnswer      = 64 << 20 // bytes of an answer; a view of 10,000 replicas has some 8 MB
 	maxErrorBody   = 64 << 10
@@ -198,7 +198,7 @@ func (c *Client) retrier(r call) *retryablehttp.Client {
 		bound = min(bound, firstContact)
 	}
 	return &retryablehttp.Client{
-		HTTPClient: c.http, RetryMax: maxRetries, RetryWaitMin: retryWaitMin, RetryWaitMax: retryWaitMax,
+		HTTPClient: c.http, RetryMax: maxRetries, RetryWaitMin: firstPause, RetryWaitMax: longestPause,
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
 		// Not what Retry-After says: it may be long, and somebody waits.
 		Backoff: func(least, most time.Duration, attempt int, _ *http.Response) time.Duration {

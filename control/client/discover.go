@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	backoffMin = 100 * time.Millisecond
-	backoffMax = 5 * time.Second
+	leastBackoff = 100 * time.Millisecond
+	mostBackoff  = 5 * time.Second
 )
 
 // Discoverer gives the fleet's endpoints as the control plane knows them. While it is away nothing is
@@ -26,7 +26,7 @@ func (d *discovery) Run(ctx context.Context, up chan<- []mobula.Endpoint) error 
 	var failures int
 	for ctx.Err() == nil {
 		var list EndpointList
-		if err := d.client.poll(ctx, "/v1/endpoints", version, version != 0, &list); err != nil {
+		if err := d.client.poll(ctx, "/v1/endpoints", version, true, &list); err != nil {
 			if failures++; failures == 1 && !errors.Is(err, context.Canceled) {
 				d.client.logger.Warn("control plane is away, keeping the endpoints that were there", "error", err)
 			}
@@ -55,7 +55,7 @@ func (d *discovery) Run(ctx context.Context, up chan<- []mobula.Endpoint) error 
 
 // backoff gives the pause after so many failures in a row.
 func backoff(failures int) time.Duration {
-	return min(backoffMin<<min(failures-1, 10), backoffMax)
+	return min(leastBackoff<<min(failures-1, 10), mostBackoff)
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -116,7 +116,7 @@ func tlsProblem(err error) string {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return "its certificate is for another name; use a name or address that it has"
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+	if errors.Is(err, http.ErrSchemeMismatch) {
 		return "it does not speak TLS; write http:// in its URL"
 	}
 	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" {

@@ -7,8 +7,6 @@ import (
 )
 
 const (
-	// spans is how finely a window is remembered.
-	spans = 16
 	// A gap of so long between decisions makes what is remembered of needs worthless.
 	maxGap = 30 * time.Second
 	// settleTime is how long after a change of the replicas latencies still tell of the time before: a report's window and a bit.
@@ -25,6 +23,7 @@ const (
 // needed at least during UpAfter, and down to what was needed at most during DownAfter, not by more than half at
 // once. From zero it goes up at the first request held; to zero, if the range begins there, when nobody has asked for ZeroAfter.
 func Decide(in Input, s State) (Decision, State) {
+	in.tidy()
 	if s.At.IsZero() {
 		s = State{Wanted: in.Range.Clamp(in.Ready + in.Starting), Reason: "as the fleet says", At: in.Now, Active: in.Now, Learnt: s.Learnt}
 	}
@@ -34,7 +33,7 @@ func Decide(in Input, s State) (Decision, State) {
 		s.Ups, s.Downs, dt = nil, nil, max(0, min(dt, maxGap))
 	}
 	if w := in.Range.Clamp(s.Wanted); w != s.Wanted {
-		s.move(w, "the range is "+in.Range.String(), in.Now)
+		s.move(w, "the range is "+in.Range.String())
 	}
 	if !in.Heard || in.Range.Min == in.Range.Max {
 		if in.Heard { // so that zero is not reached at once when the range is made wider
@@ -46,12 +45,9 @@ func Decide(in Input, s State) (Decision, State) {
 	if in.Ready != s.Ready {
 		s.Ready, s.Moved = in.Ready, in.Now
 	}
-	s.Learnt = s.Learnt.learn(&in, dt)
+	s.Learnt = s.Learnt.learn(&in, dt, s.settled(&in))
 	s.active(&in)
-	n := s.need(&in)
-	s.Ups = remember(s.Ups, n.replicas, in.Now, time.Duration(in.Spec.UpAfter))
-	s.Downs = remember(s.Downs, n.replicas, in.Now, time.Duration(in.Spec.DownAfter))
-	s.apply(&in, n)
+	s.apply(&in, s.need(&in))
 	return s.decision(), s
 }
 
@@ -71,68 +67,74 @@ func (s *State) active(in *Input) {
 
 // need gives what is needed now, within the range.
 func (s *State) need(in *Input) need {
-	n := assess(in, &s.Learnt, in.Now.Sub(s.Moved) >= settleTime)
+	n := assess(in, &s.Learnt, s.settled(in))
 	if s.TooFew > 0 && in.Now.Sub(s.TooFewAt) < lesson && s.Learnt.Requests >= sameLoad*s.Requests {
 		n = n.more(need{s.TooFew + 1, fmt.Sprintf("%d were too few for %.1f requests/s", s.TooFew, s.Requests)})
 	}
-	least := need{in.Range.Min, "the range is " + in.Range.String()}
-	if least.replicas == 0 && !s.idle(in) {
-		least = need{1, "requests came in the last " + in.Spec.ZeroAfter.String()}
+	floor := need{in.Range.Min, "the range is " + in.Range.String()}
+	if floor.replicas == 0 && !s.idle(in) {
+		floor = need{1, "requests came in the last " + in.Spec.ZeroAfter.String()}
 	}
-	n = n.more(least)
+	n = n.more(floor)
 	n.replicas = min(n.replicas, in.Range.Max)
 	return n
 }
+
+// settled tells that latencies are those of the replicas that serve now.
+func (s *State) settled(in *Input) bool { return in.Now.Sub(s.Moved) >= settleTime }
 
 func (s *State) idle(in *Input) bool { return in.Now.Sub(s.Active) >= time.Duration(in.Spec.ZeroAfter) }
 
 // apply moves Wanted towards what was needed over time.
 func (s *State) apply(in *Input, n need) {
-	switch least, most := bounds(s.Ups, in.Now, in.Spec.UpAfter), bounds(s.Downs, in.Now, in.Spec.DownAfter); {
+	upAfter, downAfter := time.Duration(in.Spec.UpAfter), time.Duration(in.Spec.DownAfter)
+	s.Ups = remember(s.Ups, n.replicas, in.Now, upAfter, lesser)
+	s.Downs = remember(s.Downs, n.replicas, in.Now, downAfter, greater)
+	low, longUp := over(s.Ups, in.Now, upAfter, lesser)
+	high, longDown := over(s.Downs, in.Now, downAfter, greater)
+	switch {
 	case in.Range.Min == 0 && s.idle(in):
 		if s.Wanted > 0 {
-			s.move(0, "no request for "+in.Spec.ZeroAfter.String(), in.Now)
+			s.move(0, "no request for "+in.Spec.ZeroAfter.String())
 		}
-	case s.Wanted == 0 && n.replicas > 0:
-		s.up(n.replicas, n.why, in)
-	case least.ok && least.Least > s.Wanted:
-		s.up(least.Least, n.why, in)
-	case most.ok && most.Most < s.Wanted && in.Now.Sub(s.Fell) >= time.Duration(in.Spec.DownAfter)/stepsDown:
+	case s.Wanted == 0:
+		if in.Demand.Held > 0 || in.Demand.Requests > 0 {
+			s.move(n.replicas, n.why)
+		}
+	case longUp && low > s.Wanted:
+		if in.Now.Sub(s.Fell) < 2*downAfter { // the step down was one too many
+			s.TooFew, s.Requests, s.TooFewAt = s.Wanted, s.Learnt.Requests, in.Now
+		}
+		s.move(n.replicas, n.why)
+	case longDown && high < s.Wanted && in.Now.Sub(s.Fell) >= downAfter/stepsDown:
 		s.Fell = in.Now
-		s.move(max(most.Most, s.Wanted/2), "for "+in.Spec.DownAfter.String()+" no more was needed than for "+n.why, in.Now)
+		s.move(max(high, s.Wanted/2), "no more needed for "+in.Spec.DownAfter.String()+", now "+n.why)
 	}
 }
 
-// up goes up, and notes a step down that was one too many.
-func (s *State) up(to int, why string, in *Input) {
-	if s.Wanted > 0 && in.Now.Sub(s.Fell) < 2*time.Duration(in.Spec.DownAfter) {
-		s.TooFew, s.Requests, s.TooFewAt = s.Wanted, s.Learnt.Requests, in.Now
-	}
-	s.move(to, why, in.Now)
-}
-
-func (s *State) move(to int, why string, now time.Time) {
+func (s *State) move(to int, why string) {
 	s.Reason = fmt.Sprintf("%s: %d → %d", why, s.Wanted, to)
 	s.Wanted = to
-	_ = now
 }
 
-// remember adds a need to a window of the last so long, and forgets what is older.
-func remember(w []Span, n int, now time.Time, window time.Duration) []Span {
-	if last := len(w) - 1; last >= 0 && now.Sub(w[last].From) < window/spans {
-		w[last].Least, w[last].Most = min(w[last].Least, n), max(w[last].Most, n)
-	} else {
-		w = append(w, Span{From: now, Least: n, Most: n})
+// tidy keeps nonsense of a router from staying in the means for ever.
+func (in *Input) tidy() {
+	const most = 1e9
+	for _, v := range []*int{
+		&in.Ready, &in.Starting, &in.Asleep, &in.InFlight, &in.WaitingTokens,
+		&in.Demand.Held, &in.Demand.HeldTokens, &in.Demand.Requests, &in.Demand.PromptTokens, &in.Demand.Answered,
+	} {
+		*v = min(max(*v, 0), most)
 	}
-	// The oldest one begins before the window, so that all of it is seen.
-	for len(w) > 1 && now.Sub(w[1].From) >= window || len(w) > 2*spans {
-		w = w[1:]
+	for _, v := range []*float64{
+		&in.StartTime, &in.PrefillRate, &in.Demand.TTFT50, &in.Demand.TTFT90, &in.Demand.ITL50, &in.Demand.ITL90,
+	} {
+		if !(*v >= 0) {
+			*v = 0
+		}
+		*v = min(*v, most)
 	}
-	return w
-}
-
-// extent is a Span over a whole window; ok is false while less of it has passed.
-type extent struct {
-	Span
-	ok bool
+	if !(in.KVMean >= 0) {
+		in.KVMean = -1
+	}
 }

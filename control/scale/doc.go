@@ -47,13 +47,13 @@ type State struct {
 	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at,omitzero"`     // of the last decision
 	Active time.Time `json:"active,omitzero"` // when somebody last asked for the model
-	// Ups and Downs are what was needed within the last UpAfter and DownAfter.
+	// Ups and Downs are the least that was needed in parts of the last UpAfter, and the most in those of DownAfter.
 	Ups   []Span `json:"ups,omitempty"`
 	Downs []Span `json:"downs,omitempty"`
 	// Ready is the number that served at the last decision, and Moved when it changed.
 	Ready int       `json:"ready,omitempty"`
 	Moved time.Time `json:"moved,omitzero"`
-	// Fell is when Wanted went down last, Peak what it was before.
+	// Fell is when Wanted went down last.
 	Fell time.Time `json:"fell,omitzero"`
 	// TooFew replicas could not carry so many Requests a second, as a step down has shown at TooFewAt.
 	TooFew   int       `json:"tooFew,omitempty"`
@@ -62,21 +62,15 @@ type State struct {
 	Learnt   Learnt    `json:"learnt"`
 }
 
-// Span is the least and the most that was needed within some time.
-type Span struct {
-	From  time.Time `json:"from"`
-	Least int       `json:"least"`
-	Most  int       `json:"most"`
-}
-
 // Learnt are running means, and the line that relates ITL to concurrency. Rates are per second.
 type Learnt struct {
 	Known       bool    `json:"known,omitempty"`
 	Tokens      float64 `json:"tokens,omitempty"`      // prompt tokens, over the last seconds
 	TokensSlow  float64 `json:"tokensSlow,omitempty"`  // and over the last minute
 	Requests    float64 `json:"requests,omitempty"`    // over the last minute
-	InFlight    float64 `json:"inFlight,omitempty"`    // over the last seconds
+	Running     float64 `json:"running,omitempty"`     // requests that get their answer, over the last seconds
 	Waiting     float64 `json:"waiting,omitempty"`     // prompt tokens, over the last seconds
 	PrefillRate float64 `json:"prefillRate,omitempty"` // of a replica
+	Proven      float64 `json:"proven,omitempty"`      // requests that a replica has carried within its objectives
 	Line        Line    `json:"line"`
 }

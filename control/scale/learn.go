@@ -7,14 +7,17 @@ import (
 
 // Time constants of the running means, in seconds.
 const (
-	fast = 15.0
-	slow = 60.0
-	// memory of the line, in samples, which come once in a report's window: about an hour.
-	lineMemory = 360.0
+	fast   = 5.0
+	medium = 15.0
+	slow   = 60.0
+	// hours is for what is known of engines, which changes with what they are asked for only.
+	hours = 6 * 3600.0
+	// lineMemory is as long, in samples, which come once in a report's window.
+	lineMemory = hours / reportWindow
 )
 
-// learn takes one input in. dt is the time since the last one.
-func (l Learnt) learn(in *Input, dt time.Duration) Learnt {
+// learn takes one input in. dt is the time since the last one; settled tells that its latencies fit its replicas.
+func (l Learnt) learn(in *Input, dt time.Duration, settled bool) Learnt {
 	d := &in.Demand
 	tokens := float64(d.PromptTokens) / reportWindow
 	if d.PromptTokens == 0 && d.TTFT50 > 0 {
@@ -22,10 +25,11 @@ func (l Learnt) learn(in *Input, dt time.Duration) Learnt {
 		tokens = l.Waiting / d.TTFT50
 	}
 	requests := float64(d.Requests) / reportWindow
+	running := l.running(in)
 	if !l.Known {
 		return Learnt{
-			Known: true, Tokens: tokens, TokensSlow: tokens, Requests: requests, InFlight: float64(in.InFlight),
-			Waiting: float64(in.WaitingTokens), PrefillRate: in.PrefillRate, Line: l.Line,
+			Known: true, Tokens: tokens, TokensSlow: tokens, Requests: requests, Running: float64(in.InFlight),
+			Waiting: float64(in.WaitingTokens), PrefillRate: in.PrefillRate, Proven: l.Proven, Line: l.Line,
 		}
 	}
 	toward := func(old, value, seconds float64) float64 {
@@ -34,18 +38,34 @@ func (l Learnt) learn(in *Input, dt time.Duration) Learnt {
 	l.Tokens = toward(l.Tokens, tokens, fast)
 	l.TokensSlow = toward(l.TokensSlow, tokens, slow)
 	l.Requests = toward(l.Requests, requests, slow)
-	l.InFlight = toward(l.InFlight, float64(in.InFlight), fast)
-	l.Waiting = toward(l.Waiting, float64(in.WaitingTokens), fast)
+	l.Running = toward(l.Running, running, medium)
+	l.Waiting = toward(l.Waiting, float64(in.WaitingTokens), medium)
 	switch {
 	case l.PrefillRate == 0:
 		l.PrefillRate = in.PrefillRate
 	case in.PrefillRate > 0:
 		l.PrefillRate = toward(l.PrefillRate, in.PrefillRate, slow)
 	}
-	if in.Ready > 0 && d.ITL90 > 0 && d.Answered >= minAnswered {
-		l.Line = l.Line.add(l.InFlight/float64(in.Ready), d.ITL90, dt.Seconds()/reportWindow)
+	if !settled || in.Ready == 0 || d.ITL90 <= 0 || d.Answered < minAnswered {
+		return l
+	}
+	l.Line = l.Line.add(l.Running/float64(in.Ready), d.ITL90, dt.Seconds()/reportWindow)
+	good := d.TTFT90 <= time.Duration(in.Spec.TTFT).Seconds() && d.ITL90 <= time.Duration(in.Spec.ITL).Seconds()
+	if each := l.Requests / float64(in.Ready); each < l.Proven {
+		l.Proven = toward(l.Proven, each, hours)
+	} else if good {
+		l.Proven = toward(l.Proven, each, slow)
 	}
 	return l
+}
+
+// running gives the requests in flight that are past their prefill, as far as the mean prompt tells.
+func (l *Learnt) running(in *Input) float64 {
+	n := float64(in.InFlight)
+	if l.TokensSlow > 0 {
+		n -= min(n, float64(in.WaitingTokens)*l.Requests/l.TokensSlow)
+	}
+	return n
 }
 
 // forecast gives the prompt tokens a second that are to be expected ahead seconds from now: on a ramp, as much more as
@@ -64,14 +84,13 @@ func (l *Learnt) forecast(ahead float64) float64 {
 // over samples that fade.
 type Line struct {
 	N, X, Y, XX, XY float64 // sums
-	Most            float64 // concurrency seen
 }
 
 func (l Line) add(x, y, weight float64) Line {
 	keep := math.Exp(-weight / lineMemory)
 	return Line{
 		N: l.N*keep + weight, X: l.X*keep + weight*x, Y: l.Y*keep + weight*y,
-		XX: l.XX*keep + weight*x*x, XY: l.XY*keep + weight*x*y, Most: max(l.Most*keep, x),
+		XX: l.XX*keep + weight*x*x, XY: l.XY*keep + weight*x*y,
 	}
 }
 
@@ -95,6 +114,5 @@ func (l *Line) concurrency(limit float64) (n float64, ok bool) {
 	if slope <= 0 || base >= limit {
 		return 0, false
 	}
-	// What lies far beyond all experience is not believed.
-	return max(1, min((limit-base)/slope, 2*l.Most)), true
+	return max(1, (limit-base)/slope), true
 }

@@ -15,6 +15,8 @@ const (
 	minAnswered = 5
 	// Shares of its prefill rate that a replica may be asked for, whatever the objective.
 	minPrefill, maxPrefill = 0.3, 0.85
+	// unknownStart is how many seconds a start takes until one has been seen.
+	unknownStart = 60.0
 	// maxFactor bounds how many times the replicas that are ready a latency may ask for.
 	maxFactor = 2
 )
@@ -37,7 +39,7 @@ func (n need) more(o need) need {
 // those of the replicas that serve now. It does not look at the range.
 func assess(in *Input, l *Learnt, settled bool) need {
 	n := need{0, "nothing is asked for"}
-	for _, signal := range []func(*Input, *Learnt) need{held, backlog, prefill, decode, cache} {
+	for _, signal := range []func(*Input, *Learnt) need{held, prefill, decode, cache} {
 		n = n.more(signal(in, l))
 	}
 	if settled {
@@ -46,67 +48,83 @@ func assess(in *Input, l *Learnt, settled bool) need {
 	return n
 }
 
-// held: requests wait in the routers because no engine serves. They have waited as long as a start takes already;
-// what came meanwhile should be done in half of that again.
+// held: requests wait in the routers because no engine serves.
 func held(in *Input, l *Learnt) need {
 	if in.Demand.Held == 0 {
 		return need{}
 	}
 	n := 1
 	if l.PrefillRate > 0 {
-		within := max(time.Duration(in.Spec.TTFT).Seconds(), in.StartTime/2)
-		n = max(1, ceil(float64(in.Demand.HeldTokens)/(l.PrefillRate*within)))
+		n = max(1, ceil(float64(in.Demand.HeldTokens)/(l.PrefillRate*catchUp(in))))
 	}
 	return need{n, fmt.Sprintf("%d requests held", in.Demand.Held)}
 }
 
-// backlog: the prompt tokens that wait should be through within the TTFT objective.
-func backlog(in *Input, l *Learnt) need {
-	limit := time.Duration(in.Spec.TTFT).Seconds()
-	if in.WaitingTokens == 0 || in.InFlight <= in.Ready || l.PrefillRate <= 0 {
-		return need{} // with a request for each, more replicas would help nobody
-	}
-	wait := float64(in.WaitingTokens) / l.PrefillRate
-	n := min(ceil(wait/(margin*limit)), in.InFlight)
-	return need{n, fmt.Sprintf("%d prompt tokens wait, %s of prefill for one replica", in.WaitingTokens, seconds(wait))}
-}
-
-// prefill: the prompt tokens that come, or will have when a replica that is started now is ready, over what a
-// replica can take while nine of ten requests still wait no longer than the TTFT objective leaves them. That share of its rate is
-// r = B/(B + 2.3 S), S being a prompt's own prefill and B the objective without it: the 90th percentile of a queue's wait is
-// S × ln 10 × r/(1-r).
+// prefill: the prompt tokens that come, or will have come when a replica that is started now is ready, over what a
+// replica can take while nine of ten requests still wait no longer than the TTFT objective leaves them. That share of
+// its rate is r = B/(B + 2.3 S), S being a prompt's own prefill and B the objective without it: the 90th percentile of
+// a queue's wait is S × ln 10 × r/(1-r). When more waits than the objective allows, it is to be worked off beside.
 func prefill(in *Input, l *Learnt) need {
 	if l.PrefillRate <= 0 || l.Tokens <= 0 {
 		return need{}
 	}
+	objective := time.Duration(in.Spec.TTFT).Seconds()
 	share := maxPrefill
 	if l.Requests > 0 {
 		own := l.TokensSlow / l.Requests / l.PrefillRate
-		budget := max(0, time.Duration(in.Spec.TTFT).Seconds()-own)
+		budget := max(0, objective-own)
 		share = min(max(budget/(budget+math.Ln10*own), minPrefill), maxPrefill)
 	}
-	tokens := l.forecast(in.StartTime)
-	n := ceil(tokens / (l.PrefillRate * share))
+	each := l.PrefillRate * share
+	tokens := l.forecast(startTime(in))
+	why := fmt.Sprintf("%.0f prompt tokens/s at %.0f a replica", l.Tokens, each)
 	if tokens > l.Tokens {
-		return need{n, fmt.Sprintf("%.0f prompt tokens/s and rising, %.0f expected", l.Tokens, tokens)}
+		why = fmt.Sprintf("%.0f prompt tokens/s and rising, %.0f expected", l.Tokens, tokens)
 	}
-	return need{n, fmt.Sprintf("%.0f prompt tokens/s at %.0f a replica", l.Tokens, l.PrefillRate*share)}
+	wait := float64(in.WaitingTokens) / (l.PrefillRate * float64(max(in.Ready, 1)))
+	if in.InFlight > in.Ready && wait > margin*objective { // with a request for each, more replicas would help nobody
+		growth := max(0, l.Tokens-l.PrefillRate*(float64(in.Ready)+float64(in.Starting)/2)) // those that start are there for half of it
+		tokens += (float64(in.WaitingTokens) + growth*startTime(in)) / catchUp(in)
+		why = fmt.Sprintf("%d prompt tokens wait, %s of prefill for %d", in.WaitingTokens, seconds(wait), in.Ready)
+	}
+	return need{ceil(tokens / each), why}
 }
 
-// decode: requests in flight over how many a replica can have while ITL is under its objective. With fewer replicas each
+// startTime is how many seconds a replica needs to be ready.
+func startTime(in *Input) float64 {
+	if in.StartTime > 0 {
+		return in.StartTime
+	}
+	return unknownStart
+}
+
+// catchUp is in how many seconds what has piled up should be worked off. It has waited for a start, or will; to work it off
+// much faster than in another half of that takes replicas that nobody needs afterwards.
+func catchUp(in *Input) float64 {
+	return max(time.Duration(in.Spec.TTFT).Seconds(), startTime(in)/2)
+}
+
+// decode: requests that run over how many a replica can have while ITL is under its objective. With fewer replicas each
 // request takes longer, so there are more of them: what counts is tokens a second.
 func decode(in *Input, l *Learnt) need {
 	limit := margin * time.Duration(in.Spec.ITL).Seconds()
 	if in.Ready == 0 || in.Demand.ITL90 <= 0 || in.Demand.Answered < minAnswered {
 		return need{}
 	}
-	grown := l.InFlight * max(1, limit/in.Demand.ITL90)
-	most, ok := l.Line.concurrency(limit)
+	grown := l.Running * max(1, limit/in.Demand.ITL90)
+	each, ok := l.Line.concurrency(limit)
 	if !ok {
-		// Nothing is known of the engine yet: as if ITL had no part that is there without load.
-		return need{min(in.Ready, ceil(grown)), fmt.Sprintf("ITL p90 %s", seconds(in.Demand.ITL90))}
+		// Nothing is known of the engine yet. Being wrong here costs a step down that teaches it.
+		return need{ceil(float64(in.Ready) * in.Demand.ITL90 / limit), "ITL p90 " + seconds(in.Demand.ITL90)}
 	}
-	return need{ceil(grown / most), fmt.Sprintf("%.0f requests in flight, up to %.0f a replica", l.InFlight, most)}
+	n := ceil(grown / each)
+	if in.Demand.ITL90 <= limit { // what a line says is no reason for more than experience has shown to do
+		n = min(n, in.Ready)
+		if l.Proven > 0 {
+			n = min(n, ceil(l.Requests/l.Proven))
+		}
+	}
+	return need{n, fmt.Sprintf("%.0f requests running, up to %.0f a replica", l.Running, each)}
 }
 
 // cache: the KV caches' usage, shared out anew. One that is full keeps the others from becoming fewer.

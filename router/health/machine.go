@@ -81,8 +81,10 @@ func (m machine) next(in input, ejectAfter int) machine {
 		return m.healthFailed(in, ejectAfter)
 	case pauseOver:
 		if m.state != stateUp {
+			if m.state == stateDown {
+				m.trips++ // an ejection as hung has counted
+			}
 			m = m.admit()
-			m.trips++
 			m.requests = ejectAfter - 1 // on probation: one failure more ejects it again
 		}
 	case requestOverdue:

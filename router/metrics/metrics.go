@@ -35,6 +35,7 @@ type Set struct {
 	outTokens *prometheus.CounterVec
 
 	mu        sync.Mutex
+	recent    map[string]*recent // by model
 	models    atomic.Pointer[map[modelKey]*Model]
 	endpoints atomic.Pointer[map[string]*Endpoint]
 	windows   *windows
@@ -72,6 +73,7 @@ func New(r prometheus.Registerer) *Set {
 		inTokens:  counter("vllm:input_tokens_total", "Prompt tokens, as production-stack names it.", "server", "model"),
 		outTokens: counter("vllm:output_tokens_total", "Generated tokens, as production-stack names it.", "server", "model"),
 	}
+	s.recent = map[string]*recent{}
 	s.models.Store(&map[modelKey]*Model{})
 	s.endpoints.Store(&map[string]*Endpoint{})
 	s.windows = newWindows(s)
@@ -92,6 +94,7 @@ func itlBuckets() []float64 {
 // Model is the resolved series of one model on one route.
 type Model struct {
 	set                           *Set
+	recent                        *recent
 	model, route                  string
 	ok                            prometheus.Counter
 	e2e, ttft, itl                prometheus.Observer
@@ -111,8 +114,13 @@ func (s *Set) Model(model, route string) *Model {
 	if m := old[k]; m != nil {
 		return m
 	}
+	lately := s.recent[model]
+	if lately == nil {
+		lately = newRecent()
+		s.recent[model] = lately
+	}
 	m := &Model{
-		set: s, model: model, route: route,
+		set: s, recent: lately, model: model, route: route,
 		ok:  s.requests.WithLabelValues(model, route, "200"),
 		e2e: s.e2e.WithLabelValues(model, route), ttft: s.ttft.WithLabelValues(model), itl: s.itl.WithLabelValues(model),
 		prompt: s.tokens.WithLabelValues(model, "prompt"), cached: s.tokens.WithLabelValues(model, "cached"),
@@ -125,7 +133,13 @@ func (s *Set) Model(model, route string) *Model {
 }
 
 // Incoming counts a request that has come.
-func (m *Model) Incoming() { m.in.Inc() }
+func (m *Model) Incoming(now time.Time) {
+	m.in.Inc()
+	m.recent.request(now)
+}
+
+// Failed counts a request that ended in an error of ours or of the engines.
+func (m *Model) Failed(now time.Time) { m.recent.at(now).failed.Add(1) }
 
 // Answered counts a request that is over with the status that its client got.
 func (m *Model) Answered(status int, took time.Duration) {
@@ -137,14 +151,22 @@ func (m *Model) Answered(status int, took time.Duration) {
 	m.e2e.Observe(took.Seconds())
 }
 
-// First observes the time to the first byte of a stream.
-func (m *Model) First(took time.Duration) { m.ttft.Observe(took.Seconds()) }
+// First observes the first byte of an answer: of a stream it tells the time to the first token.
+func (m *Model) First(now time.Time, took time.Duration, stream bool) {
+	s := m.recent.at(now)
+	s.answered.Add(1)
+	if stream {
+		m.ttft.Observe(took.Seconds())
+		s.ttft.observe(took, 1)
+	}
+}
 
 // Events observes n events of a stream that came together gap after the ones before.
-func (m *Model) Events(n int, gap time.Duration) {
+func (m *Model) Events(now time.Time, n int, gap time.Duration) {
 	if n > 8 { // a burst says nothing more about the gap between tokens
 		n = 8
 	}
+	m.recent.at(now).itl.observe(gap/time.Duration(n), n)
 	each := gap.Seconds() / float64(n)
 	for range n {
 		m.itl.Observe(each)

@@ -102,7 +102,7 @@ func TestEndpointsThatAreGoneLeaveNoSeries(t *testing.T) {
 func TestBurstsSayLittleOfTheGap(t *testing.T) {
 	r := prometheus.NewRegistry()
 	s := New(r)
-	s.Model("m", "chat").Events(500, time.Second)
+	s.Model("m", "chat").Events(time.Now(), 500, time.Second)
 	families, err := r.Gather()
 	require.NoError(t, err)
 	for _, f := range families {

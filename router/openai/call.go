@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mobula-serve/mobula/kv"
+	"github.com/mobula-serve/mobula/router/flow"
 	"github.com/mobula-serve/mobula/router/metrics"
 	"github.com/mobula-serve/mobula/router/pick"
 	"github.com/mobula-serve/mobula/router/proxy"
@@ -26,7 +27,12 @@ type call struct {
 	blocks   []uint64
 	list     [maxDepth]*pick.Endpoint
 	exchange proxy.Exchange
-	patched  []byte // the body under another model name
+	outside  func(*pick.Endpoint) (string, []byte, []byte) // Outside, made once
+	fieldsOf func([]byte, *pick.Endpoint) []byte           // answerFields, likewise
+	body     []byte                                        // the client's
+	patched  []byte                                        // the body under another model name
+	wait     wait
+	pass     *flow.Pass // of a request that was held, nil else
 
 	// of the attempt under way
 	ticket    pick.Ticket
@@ -66,12 +72,37 @@ func (e *Edge) serve(r *route, target string, raw, body []byte, client proxy.Cli
 		return c.refuse(client, &failure{status: http.StatusServiceUnavailable, message: "the router has as many requests in flight as router.limits.inFlight allows", retryAfter: time.Second})
 	}
 	defer e.inFlight.Add(-1)
-	c.choose(snapshot, body)
+	c.measure()
 	x := &c.exchange
 	x.Method, x.Target, x.Fields, x.Stream, x.Tokens = http.MethodPost, target, c.header.fields, c.fields.stream, c.request.Tokens
-	x.Client, x.Hooks = client, c
-	return c.finish(client, e.proxy.Do(x))
+	x.Client, x.Hooks, x.Outside, x.AnswerFields = client, c, c.outside, c.fieldsOf
+	if c.group.Placed {
+		return c.place(snapshot, client)
+	}
+	return c.finish(client, c.do(snapshot))
 }
+
+// do carries a request to what serves its model now.
+func (c *call) do(s *pick.Snapshot) proxy.Result {
+	for rounds := 0; ; rounds++ {
+		c.choose(s)
+		if len(c.exchange.List) == 0 {
+			return proxy.Result{Err: errNobody}
+		}
+		r := c.edge.proxy.Do(&c.exchange)
+		var p *proxy.Error
+		if r.Err == nil || rounds == maxRounds || !errors.As(r.Err, &p) || p.Cause != proxy.CauseDraining {
+			return r
+		}
+		s = c.edge.fleet.Snapshot() // all that it had began to drain just now
+		if g := s.Lookup(c.group.Model); g != nil {
+			c.group = g
+		}
+	}
+}
+
+// errNobody tells that neither an engine nor a provider takes a request now.
+var errNobody = errors.New("nobody takes it")
 
 // release clears what a call points to and gives it back.
 func (e *Edge) release(c *call) {
@@ -88,6 +119,7 @@ func (e *Edge) release(c *call) {
 	c.request = pick.Request{}
 	c.exchange = proxy.Exchange{}
 	c.ticket = pick.Ticket{}
+	c.body, c.wait, c.pass = nil, wait{}, nil
 	e.calls.Put(c)
 }
 
@@ -105,7 +137,7 @@ func (c *call) prepare(s *pick.Snapshot, body []byte) *failure {
 	if err != nil {
 		return badRequest("", err)
 	}
-	c.exchange.Body = body
+	c.body, c.exchange.Body = body, body
 	if c.fields.name == nil {
 		// vLLM takes a request without a model when it serves one; so does a fleet of one model
 		c.group = onlyModel(s)
@@ -118,7 +150,7 @@ func (c *call) prepare(s *pick.Snapshot, body []byte) *failure {
 	if c.group == nil {
 		return &failure{status: http.StatusNotFound, param: "model", message: unknownModel(s, c.fields.name)}
 	}
-	if len(c.group.Endpoints) == 0 {
+	if !c.group.Offered() {
 		return &failure{status: http.StatusServiceUnavailable, param: "model", message: "no engine serves the model `" + c.group.Model + "` now", retryAfter: 5 * time.Second}
 	}
 	if string(c.fields.name) != c.group.Model { // an alias: the engine knows the model by its own name only
@@ -129,15 +161,15 @@ func (c *call) prepare(s *pick.Snapshot, body []byte) *failure {
 	return nil
 }
 
-// choose fills in the pick. body is the client's, which the fields' spans are of.
-func (c *call) choose(s *pick.Snapshot, body []byte) {
-	e, set, f := c.edge, c.settings, &c.fields
+// measure fills in what a pick goes by and does not change while the request waits.
+func (c *call) measure() {
+	e, set, f, body := c.edge, c.settings, &c.fields, c.body
 	c.series = e.metrics.Model(c.group.Model, c.route.name)
-	c.series.Incoming()
+	c.series.Incoming(c.started)
 	prompt := len(f.tools.of(body)) + len(f.system.of(body)) + len(f.prompt.of(body)) + len(f.more.of(body))
 	q := &c.request
-	q.Model, q.Tokens, q.Output, q.Stream = c.group.Model, prompt/tokenBytes+1, f.output, f.stream
-	q.Now, q.Rand, q.Depth = e.now(), rand.Uint64(), min(set.depth, maxDepth)
+	q.Model, q.Tokens, q.Output, q.Stream, q.Kinds = c.group.Model, prompt/tokenBytes+1, f.output, f.stream, c.route.kinds
+	q.Depth = min(set.depth, maxDepth)
 	if set.needs.Blocks && c.route.cached {
 		c.blocks = kv.Blocks(c.blocks[:0], kv.Seed(c.group.Model), pick.BlockBytes, f.tools.of(body), f.system.of(body), f.prompt.of(body), f.more.of(body))
 		q.Blocks = c.blocks
@@ -151,14 +183,21 @@ func (c *call) choose(s *pick.Snapshot, body []byte) {
 	if c.header.debug {
 		q.Explain = &pick.Explanation{}
 	}
-	if owner := e.owner(s, f.previous); owner != nil { // only that engine knows the earlier turn
+}
+
+// choose makes the pick, which may be empty when the group has no engine.
+func (c *call) choose(s *pick.Snapshot) {
+	e, set, q := c.edge, c.settings, &c.request
+	q.Now, q.Rand = e.now(), rand.Uint64()
+	if owner := e.owner(s, c.fields.previous); owner != nil && !owner.Draining { // only that engine knows the earlier turn
 		c.list[0], q.Reason = owner, "owner"
 		c.exchange.List = c.list[:1]
 	} else {
-		c.exchange.List = set.policy.Order(q, c.group, c.list[:0])
+		c.exchange.List = pick.Order(set.policy, q, c.group, c.list[:0])
 	}
-	e.metrics.Picked(set.router.Policy.Name, q.Reason)
-	c.exchange.AnswerFields = c.answerFields
+	if len(c.exchange.List) > 0 {
+		e.metrics.Picked(set.router.Policy.Name, q.Reason)
+	}
 }
 
 // finish counts the request and answers it when nothing was sent yet. Its error has the
@@ -171,17 +210,28 @@ func (c *call) finish(client proxy.Client, r proxy.Result) error {
 	case r.Err == nil:
 	case errors.As(r.Err, &p) && p.Cause == proxy.CauseClientGone:
 		status = clientGone
+	case errors.Is(r.Err, errNobody):
+		f = &failure{status: http.StatusServiceUnavailable, param: "model", message: "no engine serves the model `" + c.group.Model + "` now, and no provider takes this request", retryAfter: time.Second}
 	case r.Status == 0:
 		f = failureOf(r.Err)
+	}
+	if f != nil {
 		status = f.status
 	}
 	c.series.Answered(status, took)
+	if status >= http.StatusInternalServerError || r.Err != nil && status != clientGone {
+		c.series.Failed(time.Now())
+	}
 	c.log(r, status, took)
 	switch {
+	case f != nil && c.wait.client.begun:
+		return c.wait.client.fail(f)
 	case f != nil:
 		return f.send(client, c.route.format, c.answerFields(nil, r.Endpoint))
 	case r.Cut || status == clientGone:
 		return r.Err
+	case c.wait.client.begun:
+		return c.wait.client.end()
 	}
 	return nil // whole, or the stream itself told the client of its failure
 }
@@ -201,8 +251,12 @@ func (c *call) log(r proxy.Result, status int, took time.Duration) {
 	if !c.edge.debug {
 		return
 	}
+	endpoint := ""
+	if r.Endpoint != nil {
+		endpoint = r.Endpoint.ID
+	}
 	c.edge.logger.Debug("request", "request_id", string(c.header.id), "route", c.route.name, "model", c.group.Model,
-		"endpoint", r.Endpoint.ID, "status", status, "attempts", r.Attempts, "seconds", took.Seconds(), "error", r.Err)
+		"endpoint", endpoint, "status", status, "attempts", r.Attempts, "seconds", took.Seconds(), "error", r.Err)
 }
 
 // answerFields adds the router's own header lines; ep is nil when no engine was reached.

@@ -34,7 +34,7 @@ func failureOf(err error) *failure {
 	switch p.Cause {
 	case proxy.CauseFirstByte, proxy.CauseIdle:
 		f.status = http.StatusGatewayTimeout
-	case proxy.CauseConnect:
+	case proxy.CauseConnect, proxy.CauseDraining:
 		f.status = http.StatusServiceUnavailable
 		f.retryAfter = max(f.retryAfter, time.Second)
 	case proxy.CauseBusy:
@@ -55,6 +55,8 @@ func words(c proxy.Cause) string {
 		return "stopped in the middle of its answer"
 	case proxy.CauseBusy:
 		return "is busy"
+	case proxy.CauseDraining:
+		return "takes no new requests"
 	case proxy.CauseProtocol:
 		return "did not answer in HTTP"
 	case proxy.CauseTruncated:

@@ -14,8 +14,8 @@ import (
 func (c *call) Sent(ep *pick.Endpoint) {
 	c.sent, c.first, c.last, c.predicted = time.Now(), time.Time{}, time.Time{}, -1
 	c.edge.metrics.Sent(ep.ID)
-	if o := c.settings.observer; o != nil {
-		c.ticket = pick.Ticket{}
+	c.ticket = pick.Ticket{}
+	if o := c.settings.observer; o != nil && ep.Provider == nil { // a provider's pace teaches nothing of engines
 		c.request.Now = c.sent.Sub(c.edge.start)
 		o.Sent(&c.request, ep, &c.ticket)
 		if c.request.Blocks != nil {
@@ -27,11 +27,13 @@ func (c *call) Sent(ep *pick.Endpoint) {
 // First implements proxy.Hooks.
 func (c *call) First(ep *pick.Endpoint, status int, p []byte, now time.Time) {
 	c.first, c.last = now, now
+	c.pass.Done()
 	if status != 200 {
 		return
 	}
-	if c.fields.stream {
-		c.series.First(now.Sub(c.started))
+	c.series.First(now, now.Sub(c.started), c.fields.stream)
+	if c.fields.stream && c.settings.gauge == nil {
+		ep.Live.Observe(now.Sub(c.sent))
 	}
 	if o := c.settings.observer; o != nil && c.fields.stream {
 		o.First(&c.ticket, now.Sub(c.edge.start))
@@ -49,7 +51,7 @@ func (c *call) Overdue(ep *pick.Endpoint) { c.edge.fleet.Overdue(ep) }
 // Events implements proxy.Hooks.
 func (c *call) Events(n int, now time.Time) {
 	if n > 0 && !c.last.IsZero() && now.After(c.last) {
-		c.series.Events(n, now.Sub(c.last))
+		c.series.Events(now, n, now.Sub(c.last))
 	}
 	c.last = now
 }
@@ -67,6 +69,10 @@ func (c *call) Ended(ep *pick.Endpoint, o proxy.Outcome) {
 		a.Decode = now.Sub(c.first)
 	}
 	c.edge.metrics.Ended(c.series, &a)
+	if ep.Provider != nil {
+		c.edge.flow.Changed() // it takes one more
+		return
+	}
 	if c.settings.observer == nil {
 		return
 	}

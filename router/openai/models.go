@@ -19,8 +19,8 @@ type modelList struct {
 	cards    map[string][]byte // by id and alias
 }
 
-// modelsOf renders the list once a snapshot: every model that some endpoint serves, as the
-// engine describes it, and an entry for each alias.
+// modelsOf renders the list once a snapshot: every model that some endpoint serves or that is
+// placed, as the engine describes it, and an entry for each alias.
 func (e *Edge) modelsOf(s *pick.Snapshot) *modelList {
 	if l := e.models.Load(); l != nil && l.snapshot == s {
 		return l
@@ -38,7 +38,7 @@ func (e *Edge) modelsOf(s *pick.Snapshot) *modelList {
 		l.cards[id] = card
 	}
 	for _, g := range s.Models() {
-		if len(g.Endpoints) == 0 {
+		if !g.Offered() {
 			continue
 		}
 		card := cardOf(g)
@@ -88,11 +88,11 @@ func (e *Edge) getModel(c *gin.Context) {
 	e.fail(c, &failure{status: http.StatusNotFound, param: "model", message: unknownModel(s, []byte(id))})
 }
 
-// onlyModel is the single base model that the fleet serves, nil when there are more or none.
+// onlyModel is the single base model that the fleet offers, nil when there are more or none.
 func onlyModel(s *pick.Snapshot) *pick.Group {
 	var only *pick.Group
 	for _, g := range s.Models() {
-		if len(g.Endpoints) == 0 || g.Base != g.Model {
+		if !g.Offered() || g.Base != g.Model {
 			continue
 		}
 		if only != nil {
@@ -109,7 +109,7 @@ func unknownModel(s *pick.Snapshot, name []byte) string {
 	var names []string
 	more := ""
 	for _, g := range s.Models() {
-		if len(g.Endpoints) == 0 {
+		if !g.Offered() {
 			continue
 		}
 		if len(names) == most {

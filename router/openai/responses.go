@@ -70,7 +70,7 @@ func (e *Edge) ask(c *gin.Context, s *pick.Snapshot, id string) *pick.Endpoint {
 	answers := make(chan *pick.Endpoint, maxAsked)
 	asked := 0
 	for _, ep := range s.Endpoints {
-		if !ep.Serving || asked == maxAsked {
+		if !ep.Serving || ep.Provider != nil || asked == maxAsked {
 			continue
 		}
 		asked++
@@ -112,6 +112,11 @@ func (e *Edge) forward(r *http.Request, client proxy.Client, ep *pick.Endpoint, 
 	x := &proxy.Exchange{
 		Method: r.Method, Target: r.URL.RequestURI(), Fields: h.fields, Body: body,
 		Stream: r.URL.Query().Get("stream") == "true", List: []*pick.Endpoint{ep}, Client: client, Hooks: reportOnly{e.fleet},
+		Owned: true,
+		Outside: func(ep *pick.Endpoint) (string, []byte, []byte) {
+			target, fields := outside(ep, r.URL.RequestURI(), h.fields)
+			return target, fields, body
+		},
 		AnswerFields: func(dst []byte, ep *pick.Endpoint) []byte {
 			return append(append(append(append(dst, "X-Mobula-Endpoint: "...), ep.ID...), "\r\nX-Request-Id: "...), append(h.id, "\r\n"...)...)
 		},

@@ -30,7 +30,12 @@ type route struct {
 	body   body
 	cached bool // the engine keeps the prompt's KV: worth a prefix lookup
 	owned  bool // answers have an id that only this engine knows (Responses)
+	// kinds of providers that have the path
+	kinds []string
 }
+
+// streams tells whether answers may be event streams, in which a comment says nothing.
+func (r *route) streams() bool { return len(r.kinds) > 0 && r.name != "embeddings" }
 
 // spell writes a model's name as it stands in a body between its quotes, if it has them.
 func (r *route) spell(model string) string {
@@ -47,13 +52,14 @@ func (r *route) spell(model string) string {
 // routes are all POST paths that are proxied. Engine paths that change state (/sleep,
 // /wake_up, LoRA loading, /collective_rpc, ...) are not here, and nothing else is proxied.
 func routes() []route {
+	open, all, anthropic := []string{"openai", "azure"}, []string{"openai", "azure", "anthropic"}, []string{"anthropic"}
 	return []route{
-		{path: "/v1/chat/completions", name: "chat", cached: true},
-		{path: "/v1/completions", name: "completions", cached: true},
-		{path: "/v1/responses", name: "responses", cached: true, owned: true},
-		{path: "/v1/messages", name: "messages", format: formatAnthropic, cached: true},
+		{path: "/v1/chat/completions", name: "chat", cached: true, kinds: all},
+		{path: "/v1/completions", name: "completions", cached: true, kinds: open},
+		{path: "/v1/responses", name: "responses", cached: true, owned: true, kinds: open},
+		{path: "/v1/messages", name: "messages", format: formatAnthropic, cached: true, kinds: anthropic},
 		{path: "/v1/messages/count_tokens", name: "count_tokens", format: formatAnthropic},
-		{path: "/v1/embeddings", name: "embeddings", cached: true},
+		{path: "/v1/embeddings", name: "embeddings", cached: true, kinds: open},
 		{path: "/v2/embed", name: "embeddings", cached: true},
 		{path: "/v1/score", name: "score", cached: true},
 		{path: "/score", name: "score", cached: true},

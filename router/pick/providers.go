@@ -65,8 +65,12 @@ func Order(p Policy, r *Request, g *Group, dst []*Endpoint) []*Endpoint {
 	return dst
 }
 
-// takes tells whether a provider takes a request for which these kinds will do.
+// takes tells whether a provider takes a request for which these kinds will do. One that was ejected
+// since the snapshot was made does not.
 func (e *Endpoint) takes(kinds []string) bool {
+	if e.Live.Draining.Load() || e.Serving && e.Live.Ejected.Load() {
+		return false
+	}
 	return slices.Contains(kinds, e.Provider.Kind) && e.Live.InFlight.Load() < int64(e.Provider.InFlight)
 }
 

@@ -1,0 +1,205 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters/static"
+	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/control/api"
+	"github.com/mobula-serve/mobula/engine"
+	"github.com/mobula-serve/mobula/state"
+	"github.com/mobula-serve/mobula/trust"
+)
+
+// planeOptions is what a running control plane needs.
+type planeOptions struct {
+	Store    state.Store
+	ID       string // of the control plane, as its agents know it
+	Dial     func(host, address string) static.AgentClient
+	Listener net.Listener // TLS and all
+	Token    mobula.Secret
+	Gate     *gate // takes hosts in; nil takes none
+	// EngineKey is what vLLM engines ask of the router, if anything.
+	EngineKey mobula.Secret
+	Logger    *slog.Logger
+	Version   string
+}
+
+// plane is one running control plane: its rooms, wired.
+type plane struct {
+	control  *control.Control
+	hosts    *static.Hosts
+	api      *api.Server
+	engines  *engine.Client
+	listener net.Listener
+	logger   *slog.Logger
+}
+
+func newPlane(o planeOptions) (*plane, error) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(o.Version, ""))
+	p := &plane{engines: engine.NewClient(engine.Options{}), listener: o.Listener, logger: o.Logger}
+	var err error
+	p.hosts, err = static.NewHosts(static.HostsOptions{Store: o.Store, Control: o.ID, Dial: o.Dial, Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("hosts: %w", err)
+	}
+	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.hosts, Engines: p.engines, Logger: o.Logger, Registerer: registry})
+	if err != nil {
+		return nil, err
+	}
+	serve := api.Options{
+		Backend: p.control, Endpoints: p.hosts.Discoverer(), Token: o.Token, Role: peerRole,
+		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,
+	}
+	if o.Gate != nil {
+		o.Gate.hosts = p.hosts
+		serve.Tokens, serve.Joiner = o.Gate, o.Gate
+	}
+	p.api = api.New(serve)
+	return p, nil
+}
+
+// peerRole gives the role of a connection's client certificate.
+func peerRole(conn *tls.ConnectionState) string {
+	id, ok := trust.PeerIdentity(conn)
+	if !ok {
+		return ""
+	}
+	return string(id.Role)
+}
+
+// Bounds on the admin port.
+const (
+	adminHeader = 10 * time.Second // to read a request's header
+	adminIdle   = 2 * time.Minute
+	adminStop   = 5 * time.Second // for running calls when the control plane stops
+)
+
+// run looks after the fleet until ctx ends. Engines run on.
+func (p *plane) run(ctx context.Context) error {
+	defer p.engines.Close()
+	srv := &http.Server{
+		Handler: p.api.Handler(), ReadHeaderTimeout: adminHeader, IdleTimeout: adminIdle,
+		ErrorLog: slog.NewLogLogger(p.logger.Handler(), slog.LevelDebug),
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.hosts.Run(ctx) })
+	g.Go(func() error { return p.control.Run(ctx) })
+	g.Go(func() error {
+		return follow(ctx, p.control, p.logger, func(f *mobula.Fleet) error {
+			if f.Platform.Static == nil {
+				return nil
+			}
+			return p.hosts.Update(*f.Platform.Static)
+		})
+	})
+	served := make(chan struct{})
+	g.Go(func() error {
+		defer close(served)
+		if err := srv.Serve(p.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve the control plane: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		err := p.api.Run(ctx) // its end ends all calls that wait
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminStop)
+		defer cancel()
+		if srv.Shutdown(stop) != nil {
+			_ = srv.Close()
+		}
+		<-served
+		return err
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// fleetSource is where a fleet that is applied elsewhere comes from: the control plane itself, or a client of it.
+type fleetSource interface {
+	Fleet(ctx context.Context) ([]byte, error)
+	View(ctx context.Context, after int64) (*control.View, error)
+}
+
+// Pace of following a control plane.
+const (
+	followWait  = 30 * time.Second // one long poll
+	followPause = time.Second      // after a failure
+)
+
+// follow calls apply with the fleet as it was applied last and again after each apply, until ctx ends. A fleet that can't
+// be taken changes nothing.
+func follow(ctx context.Context, from fleetSource, logger *slog.Logger, apply func(*mobula.Fleet) error) error {
+	var version, generation int64
+	for ctx.Err() == nil {
+		v, err := viewAfter(ctx, from, version)
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			if !errors.Is(err, context.DeadlineExceeded) {
+				pause(ctx, followPause)
+			}
+			continue
+		}
+		version = v.Version
+		if v.Generation == generation {
+			continue
+		}
+		fleet, err := fetchFleet(ctx, from)
+		if err == nil && fleet != nil {
+			err = apply(fleet)
+		}
+		if err != nil {
+			logger.Warn("the fleet that was applied can't be taken, the running one stays", "generation", v.Generation, "err", err)
+			pause(ctx, followPause)
+			version = 0 // look again at once
+			continue
+		}
+		generation = v.Generation
+	}
+	return ctx.Err()
+}
+
+func viewAfter(ctx context.Context, from fleetSource, after int64) (*control.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, followWait)
+	defer cancel()
+	return from.View(ctx, after)
+}
+
+// fetchFleet gives the fleet that was applied last, nil before the first apply.
+func fetchFleet(ctx context.Context, from fleetSource) (*mobula.Fleet, error) {
+	file, err := from.Fleet(ctx)
+	if errors.Is(err, control.ErrNotFound) || err == nil && len(file) == 0 {
+		return nil, nil //nolint:nilnil // documented
+	}
+	if err != nil {
+		return nil, err
+	}
+	return mobula.Load(file, "the applied fleet")
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
