@@ -243,7 +243,7 @@ func (p *InMemoryPlacer) Deployments(ctx context.Context, fleet string) ([]Deplo
 			all = append(all, c)
 		}
 	}
-	slices.SortFunc(all, func(a, b Deployment) int { return a.Key.Compare(b.Key) })
+	slices.SortFunc(all, func(a, b Deployment) int { return a.Compare(b.Key) })
 	return all, nil
 }
 

@@ -68,11 +68,14 @@ func (e *engineCalls) start(ctx context.Context, key string, timeout time.Durati
 		if errors.Is(err, context.Canceled) { // we stop
 			return
 		}
-		delete(e.pause, key)
-		if err != nil {
+		tries := 0
+		if err == nil {
+			delete(e.pause, key)
+		} else {
 			e.pause[key] = e.pause[key].next(e.c.o.Now())
+			tries = e.pause[key].tries
 		}
-		done(err, e.pause[key].tries)
+		done(err, tries)
 		e.c.wakeUp()
 	})
 }

@@ -23,8 +23,9 @@ type bench struct {
 	store  state.Store
 	placer *adapters.InMemoryPlacer
 	*Control
-	router *fakeRouter
-	stop   func()
+	router  *fakeRouter
+	engines Engines
+	stop    func()
 }
 
 func newBench(t *testing.T) *bench {
@@ -38,7 +39,7 @@ func newBench(t *testing.T) *bench {
 // start makes the control plane, anew over the same store after a stop.
 func (b *bench) start() {
 	b.t.Helper()
-	c, err := New(Options{Store: b.store, Placer: b.placer})
+	c, err := New(Options{Store: b.store, Placer: b.placer, Engines: b.engines})
 	require.NoError(b.t, err)
 	b.Control = c
 	ctx, cancel := context.WithCancel(b.t.Context())

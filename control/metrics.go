@@ -39,25 +39,40 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-// show sets the gauges to a view. Models that are gone leave no series behind.
-func (m *metrics) show(v *View) {
-	type series struct{ model, state string }
-	count := map[series]int{}
-	for i := range v.Replicas {
-		count[series{v.Replicas[i].Model, string(v.Replicas[i].State)}]++
+// show sets the gauges to a view. Models that are gone since the view before leave no series behind.
+func (m *metrics) show(before, v *View) {
+	count := make(map[string]*[numStates]int, len(v.Models))
+	for i := range v.Models {
+		count[v.Models[i].Name] = new([numStates]int)
 	}
-	m.wanted.Reset()
-	m.replicas.Reset()
+	for i := range v.Replicas {
+		r := &v.Replicas[i]
+		for j, state := range states() {
+			if n := count[r.Model]; n != nil && r.State == state {
+				n[j]++
+			}
+		}
+	}
 	for i := range v.Models {
 		s := &v.Models[i]
 		m.wanted.WithLabelValues(s.Name).Set(float64(s.Wanted))
-		for _, state := range states() {
-			m.replicas.WithLabelValues(s.Name, string(state)).Set(float64(count[series{s.Name, string(state)}]))
+		for j, state := range states() {
+			m.replicas.WithLabelValues(s.Name, string(state)).Set(float64(count[s.Name][j]))
+		}
+	}
+	for i := range before.Models {
+		if name := before.Models[i].Name; count[name] == nil {
+			m.wanted.DeleteLabelValues(name)
+			m.replicas.DeletePartialMatch(prometheus.Labels{"model": name})
+			m.rollouts.DeletePartialMatch(prometheus.Labels{"model": name})
 		}
 	}
 }
 
-func states() [7]mobula.State {
+// numStates is how many states a replica can be shown in.
+const numStates = 7
+
+func states() [numStates]mobula.State {
 	return [...]mobula.State{
 		mobula.StatePending, mobula.StateStarting, mobula.StateReady, mobula.StateAsleep,
 		mobula.StateDraining, mobula.StateSuspect, mobula.StateFailed,

@@ -17,13 +17,12 @@ func (p *planner) wakeUp() {
 		p.dropSleepers(0)
 		return
 	}
-	p.dropSleepers(max(0, p.mem.Range.Max-p.wanted))
 	missing := p.wanted - len(p.fresh) - p.waking()
 	for _, id := range p.sleepers() {
 		m := p.mem.Marks[id]
 		r := p.replica(id)
 		switch {
-		case m.Waking, missing <= 0 || m.Person:
+		case m.Waking, missing <= 0, m.Revision != p.mem.Target:
 		case !m.Asleep: // it only drains so far
 			delete(p.mem.Marks, id)
 			p.fresh = append(p.fresh, r)
@@ -34,6 +33,7 @@ func (p *planner) wakeUp() {
 			missing--
 		}
 	}
+	p.dropSleepers(max(0, p.mem.Range.Max-p.wanted))
 	for _, id := range p.sleepers() {
 		m, r := p.mem.Marks[id], p.replica(id)
 		switch {

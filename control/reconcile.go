@@ -143,8 +143,9 @@ func (c *Control) decide() (decisions []decision, again bool) {
 		s.was = c.autoscale(s, s.was)
 		done := plan(s)
 		done.loras, done.ask, done.mem = c.engines.lorasFor(s, done.mem)
-		for _, e := range done.events {
-			c.note(e)
+		for i := range done.events {
+			c.note(done.events[i])
+			c.metrics.outcome(&done.events[i], s.name)
 		}
 		if done.forget {
 			d.models[s.name] = nil
@@ -361,8 +362,9 @@ func (c *Control) publishLocked(now time.Time) {
 	}
 	c.viewDirty = false
 	c.version++
+	before := c.view
 	c.view = c.makeView(now)
-	c.metrics.show(c.view)
+	c.metrics.show(before, c.view)
 	close(c.changed)
 	c.changed = make(chan struct{})
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -200,7 +201,7 @@ func TestApplyIsRefused(t *testing.T) {
 		says         string
 	}{
 		"not a fleet":               {"nonsense: 1", "test", nil, "nonsense"},
-		"a fleet of another name":   {"apiVersion: mobula/v1\nkind: Fleet\nname: other\nplatform:\n  static: {}\n", "test", ErrConflict, "fleet lab"},
+		"a fleet of another name":   {strings.Replace(fleetFile(simModel("a", "2")), "lab", "other", 1), "test", ErrConflict, "fleet lab"},
 		"fewer models from another": {fleetFile(simModel("a", "2")), "elsewhere", ErrConflict, "lacks b"},
 		"one that can't fit": {
 			fleetFile(simModel("a", "2", "source: x"), simModel("b", "1"), simModel("c", "1", "resources: {gpus: 64}")),
@@ -235,7 +236,7 @@ func TestForceReplacesTheFleet(t *testing.T) {
 		b.placer.Auto(true)
 		b.apply(fleetFile(simModel("a", "2"), simModel("b", "1")))
 		b.pass(20 * time.Second)
-		file := []byte("apiVersion: mobula/v1\nkind: Fleet\nname: other\nplatform:\n  static: {}\nmodels:\n" + simModel("a", "1"))
+		file := []byte(strings.Replace(fleetFile(simModel("a", "1")), "lab", "other", 1))
 		change, err := b.Apply(t.Context(), file, "test", true, true)
 		require.NoError(t, err)
 		require.Len(t, change.Warnings, 1)

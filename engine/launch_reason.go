@@ -2,6 +2,7 @@ package engine
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -34,9 +35,9 @@ func FailureReason(tail []string) string {
 	}
 	// A wrapper such as "Engine core initialization failed. See root cause above." comes last and says nothing.
 	for _, hollow := range []bool{false, true} {
-		for i := len(lines) - 1; i >= 0; i-- {
-			if exception.MatchString(lines[i]) && isHollow(lines[i]) == hollow {
-				return cut(lines[i])
+		for _, l := range slices.Backward(lines) {
+			if exception.MatchString(l) && isHollow(l) == hollow {
+				return cut(l)
 			}
 		}
 	}

@@ -99,6 +99,10 @@ func (p *placerTest) apply(t *testing.T, d adapters.Deployment) {
 func (p *placerTest) status(t *testing.T, of string) []mobula.Replica {
 	t.Helper()
 	all, err := p.Placer.Status(t.Context(), of)
+	for deadline := time.Now().Add(placerPatience); errors.Is(err, adapters.ErrUnavailable) && time.Now().Before(deadline); {
+		time.Sleep(look) // it was lost, and comes back
+		all, err = p.Placer.Status(t.Context(), of)
+	}
 	if err != nil {
 		t.Fatalf("status: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -55,7 +56,7 @@ func benchFleet(tb testing.TB) *Hosts {
 		require.NoError(tb, h.Join(context.Background(), name, name+":8200"))
 		s := agent.State{Seq: 1, Instance: "i", Name: name, Slots: 4}
 		for d := range 8 {
-			s.Devices = append(s.Devices, mobula.Device{ID: fmt.Sprint(d), Name: "NVIDIA H100", Memory: 80e9, Group: "nvlink"})
+			s.Devices = append(s.Devices, mobula.Device{ID: strconv.Itoa(d), Name: "NVIDIA H100", Memory: 80e9, Group: "nvlink"})
 		}
 		h.heard(name, h.hosts[name].client, s)
 	}
@@ -87,7 +88,7 @@ func BenchmarkScheduleFromEmpty(b *testing.B) {
 	for m := range benchModels {
 		d := benchDeployment(m)
 		for range d.Replicas {
-			wants = append(wants, want{id: fmt.Sprint(len(wants)), born: int64(len(wants)), key: d.Key, model: &d.Model})
+			wants = append(wants, want{id: strconv.Itoa(len(wants)), born: int64(len(wants)), key: d.Key, model: &d.Model})
 		}
 	}
 	b.ReportAllocs()
@@ -133,7 +134,7 @@ func BenchmarkHosts(b *testing.B) {
 	b.Run("endpoints", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			all, _ := h.endpoints()
+			all, _, _ := h.endpoints()
 			require.GreaterOrEqual(b, len(all), benchReplicas-1)
 		}
 	})

@@ -3,9 +3,9 @@ package static_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -44,8 +44,7 @@ type fakeAgent struct {
 	away    bool
 	refuses error
 	tells   int
-	// twice is set when a task started although its replica ran on another host.
-	twice []string
+	slow    bool // what is no longer wished goes on stopping until the agent is told to be quick
 }
 
 // add makes a host with so many GPUs of 80 GB, all in one NVLink group, and so many slots.
@@ -55,7 +54,7 @@ func (n *network) add(name string, gpus, slots int) *fakeAgent {
 	a := &fakeAgent{net: n, name: name, address: name + ".example:8200", changed: make(chan struct{})}
 	a.state = agent.State{Seq: 1, Instance: "first", Name: name, Slots: slots}
 	for i := range gpus {
-		a.state.Devices = append(a.state.Devices, mobula.Device{ID: fmt.Sprint(i), Memory: 80e9, Group: "nvlink"})
+		a.state.Devices = append(a.state.Devices, mobula.Device{ID: strconv.Itoa(i), Memory: 80e9, Group: "nvlink"})
 	}
 	n.agents[a.address] = a
 	return a
@@ -95,6 +94,12 @@ func (a *fakeAgent) tasks() []agent.TaskStatus {
 	a.net.mu.Lock()
 	defer a.net.mu.Unlock()
 	return slices.Clone(a.state.Tasks)
+}
+
+func (a *fakeAgent) told() int {
+	a.net.mu.Lock()
+	defer a.net.mu.Unlock()
+	return a.tells
 }
 
 // running gives the replica of each engine that runs.
@@ -172,6 +177,12 @@ func (c *fakeClient) Tell(_ context.Context, w agent.Wish) (agent.State, error) 
 		}
 		tasks = append(tasks, s)
 	}
+	for _, s := range a.state.Tasks {
+		if a.slow && !slices.ContainsFunc(tasks, func(t agent.TaskStatus) bool { return t.ID == s.ID }) {
+			s.State = agent.TaskStopping
+			tasks = append(tasks, s)
+		}
+	}
 	a.state.Tasks, a.state.Epoch = tasks, w.Epoch
 	a.bump()
 	return a.answer(), nil
@@ -245,10 +256,10 @@ type fleet struct {
 	stop    func()
 }
 
-func newFleet(t testing.TB, net *network) *fleet {
-	t.Helper()
-	f := &fleet{t: t, net: net, store: &faultyStore{Store: state.NewInMemory()}, timeout: time.Hour, stop: func() {}}
-	t.Cleanup(func() { f.stop() })
+func newFleet(tb testing.TB, net *network) *fleet {
+	tb.Helper()
+	f := &fleet{t: tb, net: net, store: &faultyStore{Store: state.NewInMemory()}, timeout: time.Hour, stop: func() {}}
+	tb.Cleanup(func() { f.stop() })
 	return f
 }
 
@@ -323,6 +334,8 @@ type faultyStore struct {
 	state.Store
 	mu     sync.Mutex
 	writes int
+	// deaf has reads fail too.
+	deaf bool
 	// fail decides on a write by its number, from 1: failed tells that it fails, kept that it came true nevertheless.
 	fail func(n int) (failed, kept bool)
 }
@@ -344,6 +357,24 @@ func (s *faultyStore) Write(changes ...state.Change) error {
 		}
 	}
 	return s.Store.Write(changes...)
+}
+
+func (s *faultyStore) Each(bucket string, f func(key string, value []byte) error) error {
+	s.mu.Lock()
+	deaf := s.deaf
+	s.mu.Unlock()
+	if deaf {
+		return errDisk
+	}
+	return s.Store.Each(bucket, f)
+}
+
+// down has everything fail, or nothing.
+func (s *faultyStore) down(on bool) {
+	s.broken(func(int) (bool, bool) { return on, false })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = on
 }
 
 func (s *faultyStore) broken(f func(n int) (failed, kept bool)) {

@@ -94,11 +94,15 @@ func sameTasks(a, b *agent.State) bool {
 	})
 }
 
-// sameRoom tells whether two states of a host offer the same room.
-func sameRoom(a, b *agent.State) bool {
-	return a.Slots == b.Slots && maps.Equal(a.Labels, b.Labels) &&
-		slices.EqualFunc(a.Tasks, b.Tasks, func(x, y agent.TaskStatus) bool { return x.ID == y.ID }) &&
-		slices.EqualFunc(a.Devices, b.Devices, func(x, y mobula.Device) bool {
+// roomier tells whether after may offer room that before did not.
+func roomier(before, after *agent.State) bool {
+	stay := make(map[string]bool, len(after.Tasks))
+	for i := range after.Tasks {
+		stay[after.Tasks[i].ID] = true
+	}
+	return before.Slots != after.Slots || !maps.Equal(before.Labels, after.Labels) ||
+		slices.ContainsFunc(before.Tasks, func(t agent.TaskStatus) bool { return !stay[t.ID] }) ||
+		!slices.EqualFunc(before.Devices, after.Devices, func(x, y mobula.Device) bool {
 			return x.ID == y.ID && x.Memory == y.Memory && x.Group == y.Group && x.Unhealthy == y.Unhealthy
 		})
 }

@@ -73,7 +73,7 @@ type Hosts struct {
 	timeout time.Duration
 	allowed []string
 	records *records
-	// doubt is set when a write has failed: what is stored is not known until it has been read again.
+	// doubt is set when a write has failed: records are not what is stored until they have been read again.
 	doubt   bool
 	hosts   map[string]*host        // what is known of each of records.hosts
 	reasons map[adapters.Key]string // why replicas have no place
@@ -156,7 +156,7 @@ func (h *Hosts) tickUntil(ctx context.Context) {
 		case <-time.After(h.tickEvery()):
 		}
 		if err := h.do(h.tick); err != nil {
-			h.log.Error("Cannot keep the state of the hosts, trying again", "error", err)
+			h.log.Error("cannot keep the state of the hosts, trying again", "error", err)
 		}
 	}
 }
@@ -187,6 +187,9 @@ func (h *Hosts) do(f func() error) error {
 	touched, err := h.records.flush(h.store)
 	if err != nil {
 		h.doubt = true
+		if h.reload() == nil {
+			h.tellNews()
+		}
 		return unavailable(err)
 	}
 	for _, name := range touched {

@@ -44,10 +44,10 @@ func (h *Hosts) Join(ctx context.Context, name, address string) error {
 		case rec == nil && len(h.hosts) >= maxHosts:
 			return fmt.Errorf("host %s: %w: %d have joined", name, ErrTooManyHosts, maxHosts)
 		case rec == nil:
-			h.log.Info("Host has joined", "host", name, "address", address)
+			h.log.Info("host has joined", "host", name, "address", address)
 			h.records.saveHost(&hostRecord{Name: name, Address: address})
 		default:
-			h.log.Info("Host has moved", "host", name, "from", rec.Address, "to", address)
+			h.log.Info("host has moved", "host", name, "from", rec.Address, "to", address)
 			rec.Address = address
 			h.records.saveHost(rec)
 			h.drop(h.hosts[name])
@@ -126,7 +126,7 @@ func (h *Hosts) Forget(ctx context.Context, host string) error {
 		}
 		h.records.removeHost(host)
 		h.drop(h.hosts[host])
-		h.log.Info("Host is forgotten", "host", host)
+		h.log.Info("host is forgotten", "host", host)
 		return nil
 	})
 }

@@ -9,11 +9,11 @@ import (
 	"io"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/agent"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // fetchesAtOnce bounds the downloads of one Fetch.
@@ -131,7 +131,7 @@ func (h *Hosts) Deployments(_ context.Context, fleet string) ([]adapters.Deploym
 			all = append(all, adapters.Deployment{Key: key, Model: d.Model, Replicas: d.Replicas, Drain: slices.Clone(d.Drain)})
 		}
 	}
-	slices.SortFunc(all, func(a, b adapters.Deployment) int { return a.Key.Compare(b.Key) })
+	slices.SortFunc(all, func(a, b adapters.Deployment) int { return a.Compare(b.Key) })
 	return all, nil
 }
 

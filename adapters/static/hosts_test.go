@@ -2,6 +2,7 @@ package static_test
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"testing"
 	"time"
@@ -341,4 +342,61 @@ func TestDiscovererOfHostsConforms(t *testing.T) {
 			},
 		}
 	})
+}
+
+func TestWhatStopsKeepsItsPlaceUntilItHasStopped(t *testing.T) {
+	for name, gpus := range map[string]int{"a GPU": 1, "a slot": 0} {
+		t.Run(name, func(t *testing.T) {
+			net := newNetwork()
+			one := net.add("host-1", gpus, 1)
+			one.slow = true
+			f := newFleet(t, net).run().join(one)
+			f.apply(deployment("m", "r1", 1, gpus))
+			f.await(func() bool { return f.states()[mobula.StateReady] == 1 })
+			old := f.status()[0].ID
+
+			require.NoError(t, f.Remove(t.Context(), deployment("m", "r1", 0, gpus).Key))
+			f.apply(deployment("m", "r2", 1, gpus))
+			f.await(func() bool {
+				tasks := one.tasks()
+				return len(tasks) == 1 && tasks[0].State == agent.TaskStopping
+			})
+			f.run() // a new start knows it, too
+			f.await(func() bool { return f.find(old).State == mobula.StateDraining })
+			require.Empty(t, f.endpoints())
+			require.Equal(t, 1, f.states()[mobula.StatePending])
+			log, err := f.Logs(t.Context(), old, 1, false)
+			require.NoError(t, err, "the log of what stops can still be read")
+			text, err := io.ReadAll(log)
+			require.NoError(t, err)
+			require.Equal(t, "log of "+old+"\n", string(text))
+
+			one.edit(func() { one.slow, one.state.Tasks = false, nil })
+			f.await(func() bool { return f.states()[mobula.StateReady] == 1 && len(f.status()) == 1 })
+		})
+	}
+}
+
+func TestLogsAndFilesOfWhatHasNoHost(t *testing.T) {
+	net := newNetwork()
+	one := net.add("host-1", 1, 0)
+	f := newFleet(t, net).run()
+	f.apply(deployment("m", "r", 1, 1))
+	id := f.status()[0].ID
+	_, err := f.Logs(t.Context(), id, 1, false)
+	require.ErrorContains(t, err, "has not started: no host has joined")
+	_, err = f.Fetch(t.Context(), id, "s3://bucket/lora")
+	require.ErrorContains(t, err, "has no host: no host has joined")
+
+	f.join(one)
+	f.await(func() bool { return f.states()[mobula.StateReady] == 1 })
+	path, err := f.Fetch(t.Context(), id, "s3://bucket/lora")
+	require.NoError(t, err)
+	require.Equal(t, "s3://bucket/lora", path)
+	one.partition(true)
+	f.await(func() bool { return f.states()[mobula.StateSuspect] == 1 })
+	_, err = f.Logs(t.Context(), id, 1, false)
+	require.ErrorIs(t, err, adapters.ErrUnavailable)
+	_, err = f.Fetch(t.Context(), id, "s3://bucket/lora")
+	require.ErrorIs(t, err, adapters.ErrUnavailable)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,7 +21,7 @@ import (
 func testNode(name, gpus string, slots int) *node {
 	n := &node{name: name, address: name + ".example", slots: slots, replicas: map[modelKey]int{}, masters: map[int]bool{}}
 	for i, c := range gpus {
-		g := gpu{id: fmt.Sprint(i), memory: 80e9, ill: c == '!'}
+		g := gpu{id: strconv.Itoa(i), memory: 80e9, ill: c == '!'}
 		if letter := strings.ToLower(string(c)); c != '.' && c != '!' {
 			g.group, g.taken = letter, letter != string(c)
 		}

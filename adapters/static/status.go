@@ -14,7 +14,7 @@ import (
 )
 
 // endpointGap is the least time between two readings of the endpoints, for fleets in which much changes at once.
-const endpointGap = 5 * time.Millisecond
+const endpointGap = 25 * time.Millisecond
 
 // part gives what its host has told of one part of a replica in its present round; nil for nothing.
 func (h *Hosts) part(r *replicaRecord, rank int) *agent.TaskStatus {
@@ -111,7 +111,7 @@ func (h *Hosts) observePart(r *replicaRecord, rank int) (state mobula.State, sin
 		switch {
 		case host.refused != "":
 			return mobula.StatePending, r.Made, fmt.Sprintf("host %s does not take its tasks: %s", name, host.refused)
-		case host.state.Epoch < h.records.hosts[name].Epoch:
+		case host.state.Epoch < h.records.hosts[name].Epoch && r.Round == 0:
 			return mobula.StatePending, r.Made, fmt.Sprintf("waits for host %s to take it", name)
 		default:
 			return mobula.StateStarting, r.Made, ""
@@ -185,10 +185,14 @@ func (h *Hosts) Changed() <-chan struct{} {
 }
 
 // endpoints gives those of all replicas that serve, or that may: a host that can't be asked removes none.
-func (h *Hosts) endpoints() ([]mobula.Endpoint, <-chan struct{}) {
+// ok is false while they are not known for sure.
+func (h *Hosts) endpoints() (all []mobula.Endpoint, changed <-chan struct{}, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := make([]mobula.Endpoint, 0, len(h.records.replicas))
+	if h.doubt {
+		return nil, h.changed, false
+	}
+	all = make([]mobula.Endpoint, 0, len(h.records.replicas))
 	for _, r := range h.records.replicas {
 		s := h.status(r)
 		e := mobula.Endpoint{ID: r.ID, URL: s.URL, Labels: map[string]string{"model": r.Model, "revision": r.Revision}}
@@ -216,7 +220,7 @@ func (h *Hosts) endpoints() ([]mobula.Endpoint, <-chan struct{}) {
 		}
 	})
 	slices.SortFunc(all, func(a, b mobula.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	return all, h.changed
+	return all, h.changed, true
 }
 
 // Discoverer gives the endpoints of the replicas. It works while Run does, and tells the last known state before.
@@ -228,8 +232,8 @@ type discoverer struct{ hosts *Hosts }
 func (d discoverer) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
 	var last []mobula.Endpoint
 	for first := true; ; {
-		endpoints, changed := d.hosts.endpoints()
-		if first || !slices.EqualFunc(endpoints, last, sameEndpoint) {
+		endpoints, changed, ok := d.hosts.endpoints()
+		if ok && (first || !slices.EqualFunc(endpoints, last, sameEndpoint)) {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()

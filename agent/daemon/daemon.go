@@ -36,7 +36,7 @@ import (
 	"github.com/mobula-serve/mobula/engine"
 )
 
-// ErrTaken: another agent has the folder.
+// ErrTaken is returned when another agent has the folder.
 var ErrTaken = errors.New("another agent runs there")
 
 // Ports that engines get unless Options say otherwise.
@@ -204,11 +204,12 @@ func (d *Daemon) load() error {
 	case err != nil:
 		return fmt.Errorf("what was wished last: %w", err)
 	default:
-		if err := json.Unmarshal(b, &d.wish); err != nil {
-			return fmt.Errorf("what was wished last: %s: %w", d.wishPath(), err)
+		err := json.Unmarshal(b, &d.wish)
+		if err == nil {
+			err = d.wish.Check()
 		}
-		if err := d.wish.Check(); err != nil {
-			return fmt.Errorf("what was wished last: %s: %w", d.wishPath(), err)
+		if err != nil {
+			return fmt.Errorf("what was wished last: %s: %w (without the file the agent starts, stops all engines and waits for a wish)", d.wishPath(), err)
 		}
 	}
 	if d.o.Control != "" && d.wish.Control != "" && d.wish.Control != d.o.Control {

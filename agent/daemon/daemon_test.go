@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -121,6 +122,40 @@ func TestAKilledDaemonLosesNothing(t *testing.T) {
 	waitFor(t, d, "nothing", func(s agent.State) bool { return len(s.Tasks) == 0 })
 }
 
+func TestNothingRunsTwiceHoweverTheDaemonDies(t *testing.T) {
+	folder := newFolder(t)
+	var want []agent.Task
+	for i := range 12 {
+		d := runOutside(t, folder)
+		revision := "r" + strconv.Itoa(i/3)
+		want = nil
+		for _, id := range []string{"a", "b", "c"}[:1+i%3] {
+			task := simTask(id, "--family")
+			task.Revision, task.Draining = revision, true
+			want = append(want, task)
+		}
+		_, err := d.Tell(t.Context(), agent.Wish{Control: "c", Epoch: int64(i + 1), Tasks: want})
+		require.NoError(t, err)
+		time.Sleep(time.Duration(rand.IntN(120)) * time.Millisecond)
+		d.kill()
+	}
+	d := runOutside(t, folder)
+	waitFor(t, d, "all ready", func(s agent.State) bool {
+		ready := 0
+		for _, task := range s.Tasks {
+			if task.State == agent.TaskReady && task.Revision == "r3" {
+				ready++
+			}
+		}
+		return ready == len(want) && len(s.Tasks) == len(want)
+	})
+	require.Len(t, tasksIn(t, folder), 3*len(want), "a shim, an engine and its child each")
+	_, err := d.Tell(t.Context(), agent.Wish{Control: "c", Epoch: 100})
+	require.NoError(t, err)
+	waitFor(t, d, "nothing", func(s agent.State) bool { return len(s.Tasks) == 0 })
+	require.Empty(t, tasksIn(t, folder))
+}
+
 func TestAWishThatMustNotBeTakenIsRefused(t *testing.T) {
 	h := run(t, options(newFolder(t)))
 	h.tell(t, simTask("a"))
@@ -215,24 +250,18 @@ func TestACrashLoopFailsWithTheReason(t *testing.T) {
 	h.leave(t)
 
 	h = run(t, options(h.folder))
-	s, err := h.State(t.Context(), 0, 0)
-	require.NoError(t, err)
-	a, _ = find(s, "a")
-	h.wait(t, "failed, as before", is("a", agent.TaskFailed))
+	s = h.wait(t, "failed, as before", is("a", agent.TaskFailed))
+	again, _ := find(s, "a")
+	require.Equal(t, a.Reason, again.Reason)
+	require.Equal(t, a.Restarts, again.Restarts)
 	h.tell(t, simTask("a", "--oom"), simTask("b"))
 	h.ready(t, "b")
-	require.Equal(t, 4, strings.Count(logOfAll(t, h, "a"), "OutOfMemory"), "not started again")
+	require.Equal(t, 4, strings.Count(logOf(t, h, "a"), "OutOfMemory"), "not started again")
 	other := simTask("a")
 	other.Revision = "r2"
 	h.tell(t, other)
 	require.Zero(t, h.ready(t, "a").Restarts)
 	h.clear(t)
-}
-
-// logOfAll is the whole log, of all starts of the engine by one shim.
-func logOfAll(t *testing.T, h *host, id string) string {
-	t.Helper()
-	return logOf(t, h, id)
 }
 
 func TestAnEngineThatIsNotReadyInTimeFails(t *testing.T) {
@@ -355,7 +384,10 @@ func TestStraysOfAnEarlierDaemonAreKilled(t *testing.T) {
 	h = run(t, options(h.folder))
 	require.Eventually(t, func() bool { return len(tasksIn(t, h.folder)) == 0 }, deadline, tick)
 	_, _ = syscall.Wait4(st.Shim, nil, 0, nil)
-	_ = os.Remove(st.Cgroup)
+	h.leave(t)
+	if st.Cgroup != "" {
+		require.NoDirExists(t, st.Cgroup)
+	}
 }
 
 func TestAFolderThatCannotBeReadIsReplaced(t *testing.T) {

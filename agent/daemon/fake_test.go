@@ -170,7 +170,7 @@ func testPace() pace {
 func options(folder string) Options {
 	return Options{
 		Name: "host-1", DataDir: folder, Exe: os.Args[0], Slots: 8, Version: "test", Ports: [2]int{28701, 29699},
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -174,7 +174,7 @@ func unzipEntry(entry *zip.File, into *folder) error {
 // broken marks what goes wrong while an archive is read, unless it is the host's fault or has a name already.
 func broken(err error) error {
 	_, host := errors.AsType[*fs.PathError](err)
-	if err == nil || host || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrArchive) {
+	if err == nil || host || isFull(err) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrArchive) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrArchive, err)

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/minio/minio-go/v7/pkg/s3utils"
 )
 
 // Errors of Fetch.
@@ -93,7 +95,7 @@ func New(o Options) (*Fetcher, error) {
 		o.Idle = defaultIdle
 	}
 	if o.HTTP == nil {
-		o.HTTP = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()} //nolint:errcheck // it is one
+		o.HTTP = &http.Client{Transport: http.DefaultTransport}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -183,9 +185,10 @@ func (f *Fetcher) parse(source string) (origin, error) {
 	case u.Scheme == "s3" && u.User == nil:
 		// A key is what it is: it has no query, and a % in it stays one.
 		name, key, _ := strings.Cut(strings.TrimPrefix(source, "s3://"), "/")
-		if name != "" {
-			return &bucket{bucket: name, key: strings.Trim(key, "/"), client: f.o.HTTP, idle: f.o.Idle}, nil
+		if err := s3utils.CheckValidBucketName(name); err != nil {
+			return nil, fmt.Errorf("%w: %q is no name of a bucket: %w", ErrSource, name, err)
 		}
+		return &bucket{bucket: name, key: strings.Trim(key, "/"), client: f.o.HTTP, idle: f.o.Idle}, nil
 	}
 	return nil, fmt.Errorf("%w %q: want a folder of this host (/…), or an https://, http:// or s3:// URL", ErrSource, shown(source))
 }

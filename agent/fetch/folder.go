@@ -16,7 +16,8 @@ type folder struct {
 	root            *os.Root
 	bytes, maxBytes int64
 	files, maxFiles int
-	only            string // the one file, of a source that is no folder
+	only            string               // the one file, of a source that is no folder
+	sync            func(*os.File) error // makes a file or folder durable
 	copying         []byte
 }
 
@@ -25,7 +26,7 @@ func newFolder(name string, maxBytes int64, maxFiles int) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open folder: %w", err)
 	}
-	return &folder{name: name, root: root, maxBytes: maxBytes, maxFiles: maxFiles, copying: make([]byte, 256<<10)}, nil
+	return &folder{name: name, root: root, maxBytes: maxBytes, maxFiles: maxFiles, sync: (*os.File).Sync, copying: make([]byte, 256<<10)}, nil
 }
 
 // file writes one file, and the folders above it. A later file of a name takes the place of an earlier one.
@@ -48,7 +49,7 @@ func (f *folder) file(name string, from io.Reader) error {
 	return errors.Join(f.copy(to, from), f.seal(to))
 }
 
-func (f *folder) seal(file *os.File) error { return errors.Join(file.Sync(), file.Close()) }
+func (f *folder) seal(file *os.File) error { return errors.Join(f.sync(file), file.Close()) }
 
 // copy counts what is written, not what a header says there will be.
 func (f *folder) copy(to io.Writer, from io.Reader) error {

@@ -140,8 +140,6 @@ func (b *bucket) explain(ctx context.Context, err error) error {
 		return err
 	}
 	switch answer := minio.ToErrorResponse(err); {
-	case answer.Code == minio.InvalidBucketName:
-		return fmt.Errorf("%w: %q is no name of a bucket", ErrSource, b.bucket)
 	case answer.Code == minio.PreconditionFailed:
 		return fmt.Errorf("%w: an object of bucket %q has changed while it was fetched: try again", ErrUnavailable, b.bucket)
 	case answer.Code == minio.NoSuchBucket:

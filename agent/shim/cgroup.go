@@ -9,7 +9,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
+
+const removeWait = time.Second
 
 // cgroup is the folder of an engine's cgroup, empty for none. It holds an engine together even when the
 // shim is gone and its processes hide their environment; it limits nothing.
@@ -27,25 +31,46 @@ func mounts() []struct{ controller, path string } {
 
 // newCgroup makes a cgroup below our own in the first hierarchy that lets us; empty when none does.
 func newCgroup(name string) cgroup {
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return ""
-	}
-	for _, m := range mounts() {
-		below, ok := ownCgroup(string(own), m.controller)
-		if !ok {
-			continue
-		}
-		group := filepath.Join(m.path, below, "mobula-"+name)
+	for _, group := range places(name) {
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(group, "cgroup.procs")); err == nil {
+		if isCgroup(group) {
 			return cgroup(group)
 		}
 		_ = os.Remove(group) // a folder like any other
 	}
 	return ""
+}
+
+// findCgroup gives the cgroup that newCgroup has made before; empty when there is none.
+func findCgroup(name string) cgroup {
+	for _, group := range places(name) {
+		if isCgroup(group) {
+			return cgroup(group)
+		}
+	}
+	return ""
+}
+
+// places are where a cgroup of ours may be.
+func places(name string) []string {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, m := range mounts() {
+		if below, ok := ownCgroup(string(own), m.controller); ok {
+			all = append(all, filepath.Join(m.path, below, "mobula-"+name))
+		}
+	}
+	return all
+}
+
+func isCgroup(path string) bool {
+	_, err := os.Stat(filepath.Join(path, "cgroup.procs"))
+	return err == nil
 }
 
 // ownCgroup finds the path of a hierarchy in /proc/self/cgroup: lines of id:controllers:path.
@@ -101,9 +126,15 @@ func (c cgroup) kill() {
 	}
 }
 
-// remove removes the empty cgroup. One that is not empty stays; the next shim of the task takes it.
+// remove removes the cgroup as soon as the kernel has let go of its processes. One that stays busy stays; the
+// next shim of the task takes it.
 func (c cgroup) remove() {
-	if c != "" {
-		_ = os.Remove(string(c))
+	if c == "" {
+		return
+	}
+	for end := time.Now().Add(removeWait); ; time.Sleep(pause) {
+		if err := os.Remove(string(c)); !errors.Is(err, syscall.EBUSY) || time.Now().After(end) {
+			return
+		}
 	}
 }

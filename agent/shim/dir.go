@@ -226,11 +226,11 @@ func (d Dir) Remove(ctx context.Context) error {
 
 // sweep kills all processes of the task that are found by their cgroup or their mark.
 func (d Dir) sweep(ctx context.Context) error {
-	var group cgroup
-	if s, err := d.Status(); err == nil {
+	mark := d.mark()
+	group := findCgroup(mark) // where it is unless the agent has moved
+	if s, err := d.Status(); err == nil && s.Cgroup != "" {
 		group = openCgroup(s.Cgroup)
 	}
-	mark := d.mark()
 	err := killAll(ctx, func() []int {
 		return append(group.processes(), marked(func(m string) bool { return m == mark })...)
 	})
@@ -245,12 +245,21 @@ func (d Dir) sweep(ctx context.Context) error {
 // name of their folder. It is for what nothing else remembers.
 func SweepStrays(ctx context.Context, parent string, keep func(task string) bool) error {
 	suffix := "@" + MarkOf(parent)
-	return killAll(ctx, func() []int {
+	groups := map[cgroup]bool{}
+	err := killAll(ctx, func() []int {
 		return marked(func(mark string) bool {
 			task, ours := strings.CutSuffix(mark, suffix)
-			return ours && !keep(task)
+			if !ours || keep(task) {
+				return false
+			}
+			groups[findCgroup(mark)] = true
+			return true
 		})
 	})
+	for group := range groups {
+		group.remove()
+	}
+	return err
 }
 
 // killAll sends SIGKILL to all that find gives until it gives nothing, at most for killWait.

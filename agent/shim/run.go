@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -222,7 +223,31 @@ func (s *shim) command() (argv, env []string, err error) {
 	s.engine.Store(starting)
 	env = slices.DeleteFunc(slices.Clone(task.Env), func(kv string) bool { return strings.HasPrefix(kv, markVariable+"=") })
 	// Python's setproctitle, which vLLM uses, writes over the environment that /proc shows, and so over the mark, unless told not to.
-	return task.Argv, append(env, markVariable+"="+s.dir.mark(), "SPT_NOENV=1"), nil
+	argv = slices.Clone(task.Argv)
+	argv[0] = lookPath(argv[0], env)
+	return argv, append(env, markVariable+"="+s.dir.mark(), "SPT_NOENV=1"), nil
+}
+
+// lookPath finds a command as the engine's own PATH does, which need not be ours. What it does not find stays
+// as it is, for the error of its start.
+func lookPath(name string, env []string) string {
+	if strings.Contains(name, "/") {
+		return name
+	}
+	for _, kv := range slices.Backward(env) {
+		list, ok := strings.CutPrefix(kv, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, folder := range filepath.SplitList(list) {
+			path := filepath.Join(folder, name)
+			if info, err := os.Stat(path); folder != "" && err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+				return path
+			}
+		}
+		break
+	}
+	return name
 }
 
 func (s *shim) started(pid int) {

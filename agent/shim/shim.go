@@ -197,6 +197,9 @@ func MarkOf(parent string) string {
 	if abs, err := filepath.Abs(parent); err == nil {
 		parent = abs
 	}
+	if target, err := filepath.EvalSymlinks(parent); err == nil {
+		parent = target
+	}
 	sum := sha256.Sum256([]byte(parent))
 	return hex.EncodeToString(sum[:8])
 }

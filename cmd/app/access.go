@@ -28,8 +28,8 @@ func (o *access) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "file that says where the control plane is (default control.json in the user's settings, else that of a running mobula up)")
 	f.StringVar(&o.url, "control", "", "URL of the control plane, in place of the file's")
-	f.StringVar(&o.tokenFile, "control-token-file", "", "file with the control plane's token, in place of the file's")
-	f.StringVar(&o.caFile, "control-ca-file", "", "certificate authority of the control plane (PEM), in place of the file's")
+	f.StringVar(&o.tokenFile, "token-file", "", "file with the control plane's token, in place of the file's")
+	f.StringVar(&o.caFile, "ca-file", "", "certificate authority of the control plane (PEM), in place of the file's")
 	_ = cmd.MarkFlagFilename("config", "json")
 }
 
@@ -62,14 +62,14 @@ func (o *access) load() (client.Config, error) {
 	if o.tokenFile != "" {
 		token, err := readKey(o.tokenFile)
 		if err != nil {
-			return c, fmt.Errorf("--control-token-file: %w", err)
+			return c, fmt.Errorf("--token-file: %w", err)
 		}
 		c.Token = mobula.Secret(token)
 	}
 	if o.caFile != "" {
 		ca, err := os.ReadFile(o.caFile)
 		if err != nil {
-			return c, fmt.Errorf("--control-ca-file: %w", err)
+			return c, fmt.Errorf("--ca-file: %w", err)
 		}
 		c.CA = string(ca)
 	}

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -403,7 +404,7 @@ func (c *ctl) delete(ctx context.Context, args []string, yes bool) error {
 			return err
 		}
 		if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
-			return fmt.Errorf("nothing was deleted")
+			return errors.New("nothing was deleted")
 		}
 	}
 	return c.call(ctx, func(ctx context.Context, api client.API) error {
@@ -415,30 +416,39 @@ func (c *ctl) delete(ctx context.Context, args []string, yes bool) error {
 	})
 }
 
-// readLine reads a line of at most 1 KiB, byte by byte so that nothing after it is taken. The terminal's
-// read can't be cancelled: a Ctrl-C that comes meanwhile is seen after it.
+// readLine reads a line of at most 1 KiB, byte by byte so that nothing after it is taken. It ends with ctx; a blocked
+// read of a terminal can't be taken back, so its goroutine may outlive that until the process ends.
 func readLine(ctx context.Context, r io.Reader) (string, error) {
-	var line []byte
-	one := make([]byte, 1)
-	for len(line) < 1<<10 {
-		n, err := r.Read(one)
-		if ctx.Err() != nil {
-			return "", ctx.Err()
-		}
-		if n > 0 {
-			if one[0] == '\n' {
+	type answer struct {
+		line string
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var line []byte
+		one := make([]byte, 1)
+		for len(line) < 1<<10 {
+			n, err := r.Read(one)
+			if n > 0 && one[0] == '\n' {
 				break
 			}
-			line = append(line, one[0])
+			line = append(line, one[:n]...)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				answered <- answer{err: fmt.Errorf("read the answer: %w", err)}
+				return
+			}
 		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return "", fmt.Errorf("read the answer: %w", err)
-		}
+		answered <- answer{line: string(line)}
+	}()
+	select {
+	case a := <-answered:
+		return a.line, a.err
+	case <-ctx.Done():
+		return "", ctx.Err()
 	}
-	return string(line), nil
 }
 
 func (c *ctl) tokenCommand() *cobra.Command {

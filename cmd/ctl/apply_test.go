@@ -15,7 +15,7 @@ import (
 	"github.com/mobula-serve/mobula/control/client"
 )
 
-// fleetChange is what applying fleetYAML over richView does.
+// fleetChange is what applying fleetText over richView does.
 func fleetChange() *control.Change {
 	return &control.Change{
 		Fleet: "prod", Generation: 8, Settings: true,
@@ -89,7 +89,7 @@ func (r *run) waitFor(t *testing.T, text string) {
 }
 
 func TestApplyShowsHowItComesTrue(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	_, done := r.start(t, "apply", "-f", "fleet.yaml")
 	r.waitFor(t, "llama: 0/1 ready replica llama-777-xk2p4 Starting on gpu-1")
@@ -101,12 +101,12 @@ func TestApplyShowsHowItComesTrue(t *testing.T) {
 	r.waitFor(t, "mixtral: removed done")
 	r.api.show(settle("tiny", control.RolloutComplete, ""))
 	golden(t, "apply-progress", r.all(<-done))
-	require.Equal(t, []byte(fleetYAML), r.api.fleet)
+	require.Equal(t, fleetText, string(r.api.fleet))
 }
 
 func TestApplyOnATerminalDrawsInPlace(t *testing.T) {
 	t.Setenv("NO_COLOR", "1")
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	r.terminal = true
 	_, done := r.start(t, "apply", "-f", "fleet.yaml")
@@ -121,7 +121,7 @@ func TestApplyOnATerminalDrawsInPlace(t *testing.T) {
 }
 
 func TestApplyThatFailsTellsWhy(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	_, done := r.start(t, "apply", "-f", "fleet.yaml")
 	r.waitFor(t, "tiny: 0/1 ready")
@@ -137,7 +137,7 @@ func TestApplyThatFailsTellsWhy(t *testing.T) {
 
 // TestApplyDoesNotTakeTheOldStateForTheNew has the view of before the apply say Complete.
 func TestApplyDoesNotTakeTheOldStateForTheNew(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	r.api.view.Models[0].Rollout = control.RolloutComplete
 	old := r.api.view.Models[0]
@@ -154,7 +154,7 @@ func TestApplyDoesNotTakeTheOldStateForTheNew(t *testing.T) {
 }
 
 func TestApplyThatTakesTooLong(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	synctest.Test(t, func(t *testing.T) {
 		r := applying(t)
 		err := r.do(t.Context(), "apply", "-f", "fleet.yaml")
@@ -164,7 +164,7 @@ func TestApplyThatTakesTooLong(t *testing.T) {
 }
 
 func TestCtrlCLeavesTheApplyInForce(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	stop, done := r.start(t, "apply", "-f", "fleet.yaml")
 	r.waitFor(t, "tiny: 0/1 ready")
@@ -174,7 +174,7 @@ func TestCtrlCLeavesTheApplyInForce(t *testing.T) {
 }
 
 func TestApplyOutlastsTheControlPlane(t *testing.T) {
-	writeFleet(t, fleetYAML)
+	writeFleet(t, fleetText)
 	r := applying(t)
 	_, done := r.start(t, "apply", "-f", "fleet.yaml")
 	r.waitFor(t, "tiny: 0/1 ready")
@@ -191,10 +191,10 @@ func TestApplyOutlastsTheControlPlane(t *testing.T) {
 func TestApplyFromStandardInput(t *testing.T) {
 	r := newRun()
 	r.api.change = fleetChange()
-	r.stdin = strings.NewReader(fleetYAML)
+	r.stdin = strings.NewReader(fleetText)
 	r.must(t, "apply", "-f", "-", "--wait=false", "--force")
 	require.Equal(t, []string{"apply dry=false force=true"}, r.api.did())
-	require.Equal(t, []byte(fleetYAML), r.api.fleet)
+	require.Equal(t, fleetText, string(r.api.fleet))
 }
 
 func TestApplyWithoutWaiting(t *testing.T) {
@@ -202,7 +202,7 @@ func TestApplyWithoutWaiting(t *testing.T) {
 		"dry-run": {"--dry-run"}, "no-wait": {"--wait=false"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			writeFleet(t, fleetYAML)
+			writeFleet(t, fleetText)
 			r := applying(t)
 			golden(t, "apply-"+name, r.all(r.do(t.Context(), append([]string{"apply", "-f", "fleet.yaml"}, args...)...))+"--- asked: "+strings.Join(r.api.did(), "; ")+"\n")
 		})
@@ -218,17 +218,17 @@ func TestApplyRefuses(t *testing.T) {
 		hint string
 		code int
 	}{
-		"no file named":   {fleetYAML, []string{"apply"}, nil, "which fleet? give its file with -f", "", 2},
-		"a missing file":  {fleetYAML, []string{"apply", "-f", "none.yaml"}, nil, "none.yaml: there is no such file", "docs/fleet.md shows a complete one; `mobula up` needs none", 1},
-		"no timeout":      {fleetYAML, []string{"apply", "-f", "fleet.yaml", "--timeout", "0s"}, nil, "--timeout 0s: want more than 0", "", 2},
-		"a file with bad": {strings.Replace(fleetYAML, "1-4", "4-1", 1), []string{"apply", "-f", "fleet.yaml"}, nil, "fleet.yaml:11:15: models[0].replicas: want a number of replicas such as 2 or a range such as 1-4, at most 1000, got \"4-1\"", "", 1},
+		"no file named":   {fleetText, []string{"apply"}, nil, "which fleet? give its file with -f", "", 2},
+		"a missing file":  {fleetText, []string{"apply", "-f", "none.yaml"}, nil, "none.yaml: there is no such file", "docs/fleet.md shows a complete one; `mobula up` needs none", 1},
+		"no timeout":      {fleetText, []string{"apply", "-f", "fleet.yaml", "--timeout", "0s"}, nil, "--timeout 0s: want more than 0", "", 2},
+		"a file with bad": {strings.Replace(fleetText, "1-4", "4-1", 1), []string{"apply", "-f", "fleet.yaml"}, nil, "fleet.yaml:11:15: models[0].replicas: want a number of replicas such as 2 or a range such as 1-4, at most 1000, got \"4-1\"", "", 1},
 		"a conflict": {
-			fleetYAML,
+			fleetText,
 			[]string{"apply", "-f", "fleet.yaml"},
 			&client.Error{Status: 409, Code: "conflict", Message: "the fleet here is stage, not prod"},
 			"the fleet here is stage, not prod", "see what it would do with: mobula diff -f fleet.yaml; if that is meant, --force does it", 1,
 		},
-		"what can't fit": {fleetYAML, []string{"apply", "-f", "fleet.yaml"}, &client.Error{Status: 422, Code: "impossible", Message: "llama does not fit on any host"}, "llama does not fit on any host", "", 1},
+		"what can't fit": {fleetText, []string{"apply", "-f", "fleet.yaml"}, &client.Error{Status: 422, Code: "impossible", Message: "llama does not fit on any host"}, "llama does not fit on any host", "", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			writeFleet(t, tc.text)
@@ -259,15 +259,15 @@ func TestDiff(t *testing.T) {
 		change  *control.Change
 		err     error
 	}{
-		"changed":  {strings.Replace(fleetYAML, "1-4", "1-2", 1), fleetChange(), nil},
+		"changed":  {strings.Replace(fleetText, "1-4", "1-2", 1), fleetChange(), nil},
 		"first":    {"", fleetChange(), nil},
-		"same":     {fleetYAML, same, nil},
-		"comments": {"# ours\n" + fleetYAML, same, nil},
-		"refused":  {fleetYAML, same, &client.Error{Status: 401, Code: "unauthorized", Message: "wrong token"}},
+		"same":     {fleetText, same, nil},
+		"comments": {"# ours\n" + fleetText, same, nil},
+		"refused":  {fleetText, same, &client.Error{Status: 401, Code: "unauthorized", Message: "wrong token"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRun()
-			writeFleet(t, fleetYAML)
+			writeFleet(t, fleetText)
 			r.api.change, r.api.err = tc.change, tc.err
 			if tc.inForce != "" {
 				r.api.fleet = []byte(tc.inForce)

@@ -385,8 +385,8 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// fleetYAML is a valid fleet with two placed models and one that is not.
-const fleetYAML = `apiVersion: mobula/v1
+// fleetText is a valid fleet with two placed models and one that is not.
+const fleetText = `apiVersion: mobula/v1
 kind: Fleet
 name: prod
 platform:

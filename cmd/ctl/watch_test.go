@@ -160,6 +160,18 @@ func TestDeleteAsksOnATerminal(t *testing.T) {
 	}
 }
 
+func TestCtrlCAtTheQuestionDeletesNothing(t *testing.T) {
+	r := newRun()
+	in, keyboard := io.Pipe()
+	r.terminal, r.stdin = true, in
+	stop, done := r.start(t, "delete", "llama")
+	r.waitFor(t, "[y/N]")
+	stop()
+	require.ErrorIs(t, <-done, context.Canceled)
+	require.NoError(t, keyboard.Close())
+	require.Empty(t, r.api.did())
+}
+
 func TestCompletion(t *testing.T) {
 	models := "llama\tmodel, 2/3 ready\nQwen/Qwen2.5-0.5B\tmodel, 0/0 ready\nmixtral\tmodel, 0/1 ready\n"
 	for args, want := range map[string]string{

@@ -42,6 +42,13 @@ func (f *fake) change(how func(*fake)) {
 	f.changed = make(chan struct{})
 }
 
+// fail has all calls but View and Fleet fail.
+func (f *fake) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
 func (f *fake) told(format string, args ...any) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

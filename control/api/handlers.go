@@ -200,7 +200,7 @@ func (s *Server) latest(c *gin.Context, q query, l *latest, what string) error {
 			return err
 		}
 	}
-	answer := l.body()
+	answer, _, _ := l.get()
 	if answer == nil {
 		return notKnown(what)
 	}
@@ -302,9 +302,9 @@ func (s *Server) ready(c *gin.Context, _ query) error {
 	switch {
 	case s.life.Err() != nil:
 		answer = readyAnswer{Reason: "stopping"}
-	case s.endpoints.body() == nil:
+	case !s.endpoints.known():
 		answer = readyAnswer{Reason: "the endpoints are not known yet"}
-	case s.settings.body() == nil:
+	case !s.settings.known():
 		answer = readyAnswer{Reason: "the fleet is not known yet"}
 	}
 	if !answer.Ready {

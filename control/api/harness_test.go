@@ -101,7 +101,7 @@ func startTLS(t *testing.T, config *tls.Config, change ...func(*Options)) *harne
 		h.client.Close()
 		h.http.Close()
 	})
-	require.Eventually(t, func() bool { return h.endpoints.body() != nil && h.settings.body() != nil }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return h.endpoints.known() && h.settings.known() }, patience, time.Millisecond)
 	return h
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -22,33 +21,44 @@ const fleetPause = time.Second
 // latest is a body that many wait for: encoded once for all of them.
 type latest struct {
 	mu      sync.Mutex
-	content []byte // a JSON object without its version
+	body    []byte // a JSON object whose first field is its version; never written to again
+	content []byte // the rest of body
 	version int64  // 0 before the first content
 	changed chan struct{}
 }
 
 func newLatest() *latest { return &latest{changed: make(chan struct{})} }
 
-// set gives all who wait another content, unless it is the same.
-func (l *latest) set(content []byte) {
+// set gives all who wait another object, which has fields and no version yet, unless it is the same.
+func (l *latest) set(object []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	content := object[1:]
 	if l.version != 0 && bytes.Equal(content, l.content) {
 		return
 	}
 	// From the clock, so that a new process never has a version that a client took from an older one.
-	l.content, l.version = content, max(l.version+1, time.Now().UnixMilli())
+	l.version = max(l.version+1, time.Now().UnixMilli())
+	head := fmt.Appendf(make([]byte, 0, 40+len(content)), `{"version":%d,`, l.version)
+	l.body = append(head, content...)
+	l.content = l.body[len(head):]
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
 
-func (l *latest) get() (content []byte, version int64, changed <-chan struct{}) {
+// get gives what is there: a nil body before the first set. changed is closed at the next one.
+func (l *latest) get() (body []byte, version int64, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.content, l.version, l.changed
+	return l.body, l.version, l.changed
 }
 
-// wait returns when there is content of another version than after, or ctx ends.
+func (l *latest) known() bool {
+	body, _, _ := l.get()
+	return body != nil
+}
+
+// wait returns when there is something of another version than after, or ctx ends.
 func (l *latest) wait(ctx context.Context, after int64) {
 	for {
 		_, version, changed := l.get()
@@ -61,17 +71,6 @@ func (l *latest) wait(ctx context.Context, after int64) {
 			return
 		}
 	}
-}
-
-// body gives what is there with its version, nil before the first content.
-func (l *latest) body() []byte {
-	content, version, _ := l.get()
-	if version == 0 {
-		return nil
-	}
-	b := strconv.AppendInt([]byte(`{"version":`), version, 10)
-	b = append(b, ',')
-	return append(b, content[1:]...)
 }
 
 // endpointBody is an EndpointList without its version.

@@ -58,8 +58,8 @@ func TestClientCallsReachTheBackend(t *testing.T) {
 			h.fake.takeCalls()
 			require.NoError(t, tc.call(h.client))
 			require.Equal(t, []string{tc.want}, h.fake.takeCalls())
-			h.fake.err = fmt.Errorf("say why: %w", control.ErrConflict)
-			defer func() { h.fake.err = nil }()
+			h.fake.fail(fmt.Errorf("say why: %w", control.ErrConflict))
+			defer h.fake.fail(nil)
 			err := tc.call(h.client)
 			require.ErrorIs(t, err, control.ErrConflict)
 			require.EqualError(t, err, "say why: conflict")
@@ -225,7 +225,10 @@ func TestAControlPlaneWithoutAgentsSaysSo(t *testing.T) {
 func TestDiscovererKeepsEndpointsWhileTheControlPlaneIsAway(t *testing.T) {
 	h := start(t)
 	h.source.Set(endpointsOf(1)...)
-	eventually(t, func() bool { return strings.Contains(string(h.endpoints.body()), `"ra"`) })
+	eventually(t, func() bool {
+		body, _, _ := h.endpoints.get()
+		return strings.Contains(string(body), `"ra"`)
+	})
 	// A front that can be taken away, with connections that are cut.
 	var away sync.Mutex
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -117,9 +117,9 @@ func TestEveryRouteAnswersGoodAndBadRequests(t *testing.T) {
 				}
 			}
 			if !c.silent {
-				h.fake.err = fmt.Errorf("model %q: %w", "llama", control.ErrNotFound)
+				h.fake.fail(fmt.Errorf("model %q: %w", "llama", control.ErrNotFound))
 				status, answer := h.doAs(t, credential, r.method, c.good.path, c.good.body)
-				h.fake.err = nil
+				h.fake.fail(nil)
 				require.Equal(t, http.StatusNotFound, status)
 				require.Equal(t, client.ErrorDetail{Code: client.CodeNotFound, Message: `model "llama": not found`}, errorOf(t, answer))
 			}
@@ -156,7 +156,7 @@ func TestErrorsGetTheirStatusAndCode(t *testing.T) {
 		"any other":       {errors.New("disk full"), 500, client.CodeInternal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h.fake.err = tc.err
+			h.fake.fail(tc.err)
 			status, answer := h.do(t, http.MethodPut, "/v1/fleet", "x: y")
 			require.Equal(t, tc.status, status)
 			require.Equal(t, client.ErrorDetail{Code: tc.code, Message: tc.err.Error()}, errorOf(t, answer))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -57,6 +58,10 @@ func (s *Server) recoverPanic(c *gin.Context) {
 		}
 		if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(cause) // net/http cuts the connection
+		}
+		s.logger.Error("request panicked", "cause", cause, "stack", string(debug.Stack()))
+		if c.Writer.Written() {
+			panic(http.ErrAbortHandler) // half an answer must not look whole
 		}
 		s.fail(c, fmt.Errorf("panic: %v", cause), http.StatusInternalServerError)
 	}()

@@ -180,7 +180,7 @@ func (m mute) Run(ctx context.Context, _ chan<- []mobula.Endpoint) error {
 
 func TestEndpointsThatAreNotKnownAreNotNone(t *testing.T) {
 	s := New(Options{Backend: newFake(), Endpoints: mute{}, Token: secret})
-	require.Nil(t, s.endpoints.body())
+	require.False(t, s.endpoints.known())
 	h := start(t)
 	h.endpoints = newLatest() // as before the first state
 	for _, path := range []string{"/v1/endpoints", "/v1/endpoints?after=7", "/v1/endpoints?wait=5ms"} {
@@ -200,7 +200,7 @@ func TestRunTellsThatEndpointsCanNeverBeKnown(t *testing.T) {
 
 func TestLatestKeepsItsVersionWhileNothingChanges(t *testing.T) {
 	l := newLatest()
-	require.Nil(t, l.body())
+	require.False(t, l.known())
 	l.set(endpointBody(nil))
 	_, first, _ := l.get()
 	l.set(endpointBody([]mobula.Endpoint{}))

@@ -91,7 +91,7 @@ func (s State) due(r *Replica, name string, l mobula.LoRA, f *Failure) bool {
 	if f.Kind == Unload {
 		return has
 	}
-	return f.Source == l.Source && !(has && s.Loaded[r.ID][name] == l.Source)
+	return f.Source == l.Source && (!has || s.Loaded[r.ID][name] != l.Source)
 }
 
 func (s State) clone() State { return State{Loaded: clone(s.Loaded), Failures: clone(s.Failures)} }

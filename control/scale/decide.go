@@ -17,11 +17,14 @@ const (
 	lesson = 6 * time.Hour
 	// sameLoad is the share of a load down to which it counts as the same.
 	sameLoad = 0.9
+	// nonsense is more than any measurement.
+	nonsense = 1e9
 )
 
-// Decide gives the number of replicas that should be awake now, and the state to go on with. It goes up to what was
-// needed at least during UpAfter, and down to what was needed at most during DownAfter, not by more than half at
-// once. From zero it goes up at the first request held; to zero, if the range begins there, when nobody has asked for ZeroAfter.
+// Decide gives the number of replicas that should be awake now, and the state to go on with. When more than there are were
+// needed all the time for UpAfter it goes up to what is needed now; it goes down to the most that was needed at any time
+// in DownAfter, by half of them at once at most. From zero it goes up at the first request held; to zero, if the range
+// begins there, when nobody has asked for ZeroAfter.
 func Decide(in Input, s State) (Decision, State) {
 	in.tidy()
 	if s.At.IsZero() {
@@ -31,6 +34,7 @@ func Decide(in Input, s State) (Decision, State) {
 	dt := in.Now.Sub(s.At)
 	if dt < 0 || dt > maxGap {
 		s.Ups, s.Downs, dt = nil, nil, max(0, min(dt, maxGap))
+		s.Active = in.Now // for what anybody knows
 	}
 	if w := in.Range.Clamp(s.Wanted); w != s.Wanted {
 		s.move(w, "the range is "+in.Range.String())
@@ -119,12 +123,11 @@ func (s *State) move(to int, why string) {
 
 // tidy keeps nonsense of a router from staying in the means for ever.
 func (in *Input) tidy() {
-	const most = 1e9
 	for _, v := range []*int{
 		&in.Ready, &in.Starting, &in.Asleep, &in.InFlight, &in.WaitingTokens,
 		&in.Demand.Held, &in.Demand.HeldTokens, &in.Demand.Requests, &in.Demand.PromptTokens, &in.Demand.Answered,
 	} {
-		*v = min(max(*v, 0), most)
+		*v = min(max(*v, 0), nonsense)
 	}
 	for _, v := range []*float64{
 		&in.StartTime, &in.PrefillRate, &in.Demand.TTFT50, &in.Demand.TTFT90, &in.Demand.ITL50, &in.Demand.ITL90,
@@ -132,7 +135,7 @@ func (in *Input) tidy() {
 		if !(*v >= 0) {
 			*v = 0
 		}
-		*v = min(*v, most)
+		*v = min(*v, nonsense)
 	}
 	if !(in.KVMean >= 0) {
 		in.KVMean = -1

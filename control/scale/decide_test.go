@@ -260,9 +260,9 @@ func TestMoreLoadNeverAsksForFewer(t *testing.T) {
 
 // TestAConstantLoadSettles runs the simulated engines with arrivals like clockwork.
 func TestAConstantLoadSettles(t *testing.T) {
-	for _, rate := range []float64{0.3, 1.7, 3.9, 4.6, 7.3, 9.1, 14, 19} {
+	for _, rate := range []float64{0.3, 4.6, 9.1} {
 		t.Run(fmt.Sprintf("%.1f requests a second", rate), func(t *testing.T) {
-			const length = 3 * 3600
+			const length = 9000
 			var trace []arrival
 			for x := 0.0; x < length; x += 1 / rate {
 				trace = append(trace, arrival{x, 700, 200})
@@ -276,7 +276,7 @@ func TestAConstantLoadSettles(t *testing.T) {
 				}
 				return n
 			})
-			require.Less(t, changed, 7200.0, "it still moves, to %d", last)
+			require.Less(t, changed, 6000.0, "it still moves, to %d", last)
 			require.LessOrEqual(t, last, int(math.Ceil(rate/3))+1)
 		})
 	}

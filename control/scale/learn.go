@@ -22,7 +22,7 @@ func (l Learnt) learn(in *Input, dt time.Duration, settled bool) Learnt {
 	tokens := float64(d.PromptTokens) / reportWindow
 	if d.PromptTokens == 0 && d.TTFT50 > 0 {
 		// Little's law, for routers that don't count them: what waits is what comes times how long it waits.
-		tokens = l.Waiting / d.TTFT50
+		tokens = min(l.Waiting/d.TTFT50, nonsense)
 	}
 	requests := float64(d.Requests) / reportWindow
 	running := l.running(in)

@@ -296,6 +296,7 @@ func (w *world) unfinished() bool {
 type stats struct {
 	seconds [11]second // the last one has only begun
 	at      int
+	sum     second
 }
 
 const buckets = 240
@@ -310,39 +311,44 @@ func bucket(s float64) int {
 	return min(max(int(math.Log(s/0.001)/math.Log(1.05)), 0), buckets-1)
 }
 
+func (s *stats) both(add func(*second)) {
+	add(&s.seconds[s.at])
+	add(&s.sum)
+}
+
 func (s *stats) request(prompt int) {
-	s.seconds[s.at].requests++
-	s.seconds[s.at].prompts += prompt
+	s.both(func(x *second) { x.requests++; x.prompts += prompt })
 }
 
 func (s *stats) ttft(v float64) {
-	s.seconds[s.at].answered++
-	s.seconds[s.at].ttfts[bucket(v)]++
+	b := bucket(v)
+	s.both(func(x *second) { x.answered++; x.ttfts[b]++ })
 }
 
-func (s *stats) gap(v, weight float64) { s.seconds[s.at].gaps[bucket(v)] += weight }
+func (s *stats) gap(v, weight float64) {
+	b := bucket(v)
+	s.both(func(x *second) { x.gaps[b] += weight })
+}
 
 func (s *stats) tick() {
 	s.at = (s.at + 1) % len(s.seconds)
-	s.seconds[s.at] = second{}
+	old := &s.seconds[s.at]
+	s.sum.requests -= old.requests
+	s.sum.prompts -= old.prompts
+	s.sum.answered -= old.answered
+	for b := range buckets {
+		s.sum.ttfts[b] -= old.ttfts[b]
+		s.sum.gaps[b] -= old.gaps[b]
+	}
+	*old = second{}
 }
 
 func (s *stats) report() mobula.ModelReport {
-	var r mobula.ModelReport
-	var ttfts, gaps [buckets]float64
-	for i := range s.seconds {
-		x := &s.seconds[i]
-		r.Requests += x.requests
-		r.PromptTokens += x.prompts
-		r.Answered += x.answered
-		for b := range buckets {
-			ttfts[b] += x.ttfts[b]
-			gaps[b] += x.gaps[b]
-		}
+	x := &s.sum
+	return mobula.ModelReport{
+		Requests: x.requests, PromptTokens: x.prompts, Answered: x.answered,
+		TTFT50: quantile(&x.ttfts, 0.5), TTFT90: quantile(&x.ttfts, 0.9), ITL50: quantile(&x.gaps, 0.5), ITL90: quantile(&x.gaps, 0.9),
 	}
-	r.TTFT50, r.TTFT90 = quantile(&ttfts, 0.5), quantile(&ttfts, 0.9)
-	r.ITL50, r.ITL90 = quantile(&gaps, 0.5), quantile(&gaps, 0.9)
-	return r
 }
 
 func quantile(h *[buckets]float64, q float64) float64 {

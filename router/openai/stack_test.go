@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -246,7 +247,7 @@ func newProvider(t *testing.T, answer http.HandlerFunc) (*httptest.Server, func(
 	t.Helper()
 	var mu sync.Mutex
 	var all []seen
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
@@ -256,6 +257,8 @@ func newProvider(t *testing.T, answer http.HandlerFunc) (*httptest.Server, func(
 		mu.Unlock()
 		answer(w, r)
 	}))
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	return srv, func() []seen {
 		mu.Lock()

@@ -1,0 +1,225 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/mobula-serve/mobula"
+)
+
+// fakeEngines are engines in memory, by replica.
+type fakeEngines struct {
+	mu     sync.Mutex
+	loras  map[string]map[string]string // replica → LoRA → path
+	asleep map[string]bool
+	fails  error
+}
+
+func newFakeEngines() *fakeEngines {
+	return &fakeEngines{loras: map[string]map[string]string{}, asleep: map[string]bool{}}
+}
+
+func (f *fakeEngines) Models(_ context.Context, e mobula.Endpoint) (all []mobula.Card, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all = append(all, mobula.Card{ID: "a"})
+	for name := range f.loras[e.ID] {
+		all = append(all, mobula.Card{ID: name, Parent: "a"})
+	}
+	return all, nil
+}
+
+func (f *fakeEngines) LoadLoRA(_ context.Context, e mobula.Endpoint, name, path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.loras[e.ID] == nil {
+		f.loras[e.ID] = map[string]string{}
+	}
+	if f.fails == nil {
+		f.loras[e.ID][name] = path
+	}
+	return f.fails
+}
+
+func (f *fakeEngines) UnloadLoRA(_ context.Context, e mobula.Endpoint, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.loras[e.ID], name)
+	return f.fails
+}
+
+func (f *fakeEngines) Sleep(_ context.Context, e mobula.Endpoint, _ int) error {
+	return f.set(e.ID, true)
+}
+
+func (f *fakeEngines) Wake(_ context.Context, e mobula.Endpoint) error { return f.set(e.ID, false) }
+
+func (f *fakeEngines) set(id string, asleep bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails == nil {
+		f.asleep[id] = asleep
+	}
+	return f.fails
+}
+
+func (f *fakeEngines) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails = err
+}
+
+func (f *fakeEngines) sleeps(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asleep[id]
+}
+
+// have gives the replicas that have a LoRA, and its path there.
+func (f *fakeEngines) have(lora string) (ids, paths []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, loras := range f.loras {
+		if path, ok := loras[lora]; ok {
+			ids, paths = append(ids, id), append(paths, path)
+		}
+	}
+	slices.Sort(ids)
+	return ids, slices.Compact(paths)
+}
+
+// withEngines starts the bench over with engines.
+func (b *bench) withEngines() *fakeEngines {
+	b.stop()
+	f := newFakeEngines()
+	b.engines = f
+	b.start()
+	return f
+}
+
+// ask has the router report load on a model.
+func (f *fakeRouter) ask(m mobula.ModelReport) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.models = []mobula.ModelReport{m}
+}
+
+func TestFromZeroAndBack(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		b.placer.Auto(true)
+		r := b.withRouter()
+		b.apply(fleetFile(simModel("a", "0-2", "scaling: {zeroAfter: 2m, downAfter: 30s}")))
+		b.pass(time.Minute)
+		require.Empty(t, b.placer.Replicas())
+		r.ask(mobula.ModelReport{Model: "a", Held: 1, Requests: 1, HeldTokens: 10, LastRequest: time.Now()})
+		b.pass(5 * time.Second)
+		require.Equal(t, 1, b.model("a").Ready)
+		require.NotEmpty(t, b.model("a").ScaleReason)
+		require.Contains(t, b.reasons(), "Scaled")
+		r.ask(mobula.ModelReport{Model: "a", LastRequest: time.Now()})
+		b.pass(5 * time.Minute)
+		require.Empty(t, b.placer.Replicas())
+		require.Equal(t, 0, b.model("a").Wanted)
+	})
+}
+
+func TestUnneededReplicasSleep(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		b.placer.Auto(true)
+		engines := b.withEngines()
+		r := b.withRouter()
+		b.apply(fleetFile(simModel("a", "1-3", "scaling: {sleep: true}")))
+		require.NoError(t, b.Scale(t.Context(), "a", 3))
+		b.pass(30 * time.Second)
+		ids := b.replicas(mobula.StateReady)
+		require.Len(t, ids, 3)
+		r.load(ids[0], 1)
+		r.load(ids[1], 1)
+		b.pass(2 * time.Second)
+		require.NoError(t, b.Scale(t.Context(), "a", 2))
+		b.pass(10 * time.Second)
+		require.Equal(t, ids[2:], b.replicas(mobula.StateAsleep))
+		require.True(t, engines.sleeps(ids[2]))
+		require.Equal(t, RolloutComplete, b.model("a").Rollout)
+		b.stop() // asleep is remembered
+		b.start()
+		b.pass(20 * time.Second)
+		require.Equal(t, ids[2:], b.replicas(mobula.StateAsleep))
+		b.placer.Crash(ids[2]) // a new process is awake, and not needed
+		b.pass(10 * time.Second)
+		require.Equal(t, ids[2:], b.replicas(mobula.StateAsleep))
+		require.NoError(t, b.Scale(t.Context(), "a", 3))
+		b.pass(10 * time.Second)
+		require.Equal(t, ids, b.replicas(mobula.StateReady))
+		require.False(t, engines.sleeps(ids[2]))
+
+		engines.fail(errors.New("no sleep mode"))
+		require.NoError(t, b.Scale(t.Context(), "a", 2))
+		b.pass(time.Minute)
+		require.Len(t, b.placer.Replicas(), 2, "what can't sleep stops")
+		require.Contains(t, b.reasons(), "SleepFailed")
+	})
+}
+
+func TestSleepersMakeWayForANewRevision(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		b.placer.Auto(true)
+		b.withEngines()
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "1-3", "scaling: {sleep: true}")))
+		require.NoError(t, b.Scale(t.Context(), "a", 3))
+		b.pass(30 * time.Second)
+		require.NoError(t, b.Scale(t.Context(), "a", 1))
+		b.pass(10 * time.Second)
+		require.Len(t, b.replicas(mobula.StateAsleep), 2)
+		require.NoError(t, b.Restart(t.Context(), "a"))
+		b.pass(30 * time.Second)
+		require.Empty(t, b.replicas(mobula.StateAsleep))
+		require.Len(t, b.placer.Replicas(), 1)
+		require.Equal(t, RolloutComplete, b.model("a").Rollout)
+	})
+}
+
+func TestLoRAsFollowTheReplicas(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bench) {
+		b.placer.Auto(true)
+		engines := b.withEngines()
+		b.withRouter()
+		file := fleetFile(simModel("a", "3", "loras: [{name: everywhere, source: /loras/e}, {name: one, source: 'https://x/one.tar', replicas: 1}]"))
+		b.apply(file)
+		b.pass(30 * time.Second)
+		ids, paths := engines.have("everywhere")
+		require.Equal(t, b.replicas(mobula.StateReady), ids)
+		require.Equal(t, []string{"/loras/e"}, paths)
+		one, paths := engines.have("one")
+		require.Len(t, one, 1)
+		require.Equal(t, []string{"/fetched/https-x-one-tar"}, paths)
+		loras := b.model("a").LoRAs
+		require.Len(t, loras, 2)
+		require.Equal(t, ids, loras[0].Loaded)
+
+		require.NoError(t, b.Drain(t.Context(), one[0], true)) // it moves before its replica goes
+		b.pass(30 * time.Second)
+		moved, _ := engines.have("one")
+		moved = slices.DeleteFunc(moved, func(id string) bool { return id == one[0] })
+		require.Len(t, moved, 1)
+
+		engines.fail(errors.New("rank too high"))
+		b.apply(fleetFile(simModel("a", "3", "loras: [{name: everywhere, source: /loras/e}, {name: bad, source: /loras/b}]")))
+		b.pass(30 * time.Second)
+		require.Contains(t, b.model("a").LoRAs[1].Error, "rank too high")
+		require.Contains(t, b.reasons(), "LoRAFailed")
+		engines.fail(nil)
+		b.pass(2 * time.Minute)
+		require.Empty(t, b.model("a").LoRAs[1].Error)
+		left, _ := engines.have("one")
+		left = slices.DeleteFunc(left, func(id string) bool { return id == one[0] })
+		require.Empty(t, left, "one that the fleet has no more is unloaded")
+	})
+}
