@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func largeControl(tb testing.TB) (*Control, *adapters.InMemoryPlacer) {
 	for i := range hosts {
 		hosts[i].Name = fmt.Sprintf("host-%04d", i)
 		for d := range 8 {
-			hosts[i].Devices = append(hosts[i].Devices, mobula.Device{ID: fmt.Sprint(d), Name: "NVIDIA H200", Memory: 141e9})
+			hosts[i].Devices = append(hosts[i].Devices, mobula.Device{ID: strconv.Itoa(d), Name: "NVIDIA H200", Memory: 141e9})
 		}
 	}
 	placer.SetHosts(hosts...)
@@ -37,7 +38,7 @@ func largeControl(tb testing.TB) (*Control, *adapters.InMemoryPlacer) {
 	require.NoError(tb, err)
 	var file strings.Builder
 	for m := range benchModels {
-		file.WriteString(simModel(fmt.Sprintf("model-%03d", m), fmt.Sprint(benchReplicas)))
+		file.WriteString(simModel(fmt.Sprintf("model-%03d", m), strconv.Itoa(benchReplicas)))
 	}
 	_, err = c.Apply(tb.Context(), []byte(fleetFile(file.String())), "bench", false, false)
 	require.NoError(tb, err)

@@ -31,14 +31,14 @@ func (c *Control) Fleet(context.Context) ([]byte, error) {
 	return slices.Clone(c.want.File), nil
 }
 
-// View gives all that is known, which the caller must not change. With after above 0 it waits for a Version beyond that; when ctx ends it
-// gives what there is.
+// View gives all that is known, which the caller must not change. With after above 0 it waits while that is the Version; when ctx
+// ends it gives what there is.
 func (c *Control) View(ctx context.Context, after int64) (*View, error) {
 	for {
 		c.mu.Lock()
 		v, changed := c.view, c.changed
 		c.mu.Unlock()
-		if after <= 0 || v.Version > after {
+		if after <= 0 || v.Version != after {
 			return v, nil
 		}
 		select {

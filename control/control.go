@@ -134,6 +134,7 @@ func New(o Options) (*Control, error) {
 	if err := c.load(); err != nil {
 		return nil, err
 	}
+	c.version = o.Now().UnixMilli() // beyond those of the process before
 	c.view = c.makeView(o.Now())
 	return c, nil
 }
@@ -142,6 +143,7 @@ func newID() string { return strings.ToLower(rand.Text()[:10]) }
 
 // Run looks after the fleet until ctx ends, and returns its error. Call it once.
 func (c *Control) Run(ctx context.Context) error {
+	defer c.flush()
 	defer c.engines.wait()
 	watcher, _ := c.o.Placer.(adapters.Watcher)
 	tick := time.NewTicker(c.o.Interval)
@@ -168,6 +170,15 @@ func (c *Control) Run(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// flush writes the events that the Store has not seen.
+func (c *Control) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.commit(draft{}); err != nil {
+		c.log.Warn("can't write the last events", "error", err)
+	}
 }
 
 // pause waits, and tells whether ctx goes on.

@@ -11,13 +11,14 @@ import (
 )
 
 // bubble runs a test with a clock of its own.
-func bubble(t *testing.T, f func(t *testing.T, b *bench)) {
+func bubble(t *testing.T, f func(b *bench)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) { f(t, newBench(t)) })
+	synctest.Test(t, func(t *testing.T) { f(newBench(t)) })
 }
 
 func TestApplyPlacesReplicas(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		change := b.apply(fleetFile(simModel("a", "2"), simModel("b", "1")))
 		require.Equal(t, []ModelChange{{Name: "a", Action: "create"}, {Name: "b", Action: "create"}}, change.Models)
 		b.pass(2 * time.Second)
@@ -35,7 +36,8 @@ func TestApplyPlacesReplicas(t *testing.T) {
 }
 
 func TestNothingIsToldTwice(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -50,7 +52,8 @@ func TestNothingIsToldTwice(t *testing.T) {
 }
 
 func TestRollReplacesOneAfterTheOther(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "3")))
@@ -74,7 +77,8 @@ func TestRollReplacesOneAfterTheOther(t *testing.T) {
 }
 
 func TestRollWaitsForRequests(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "1")))
@@ -93,7 +97,8 @@ func TestRollWaitsForRequests(t *testing.T) {
 }
 
 func TestDrainHasABound(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "1", "rollout: {drain: 1m}")))
@@ -110,7 +115,8 @@ func TestDrainHasABound(t *testing.T) {
 }
 
 func TestFailingRevisionIsRolledBack(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -138,7 +144,8 @@ func TestFailingRevisionIsRolledBack(t *testing.T) {
 }
 
 func TestFailingRollLeavesTheOldOnesWithoutRollback(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.apply(fleetFile(simModel("a", "2", "rollout: {rollback: false}")))
 		b.pass(20 * time.Second)
@@ -157,7 +164,8 @@ func TestFailingRollLeavesTheOldOnesWithoutRollback(t *testing.T) {
 }
 
 func TestRollbackByHand(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.apply(fleetFile(simModel("a", "2")))
 		b.pass(20 * time.Second)
@@ -178,7 +186,8 @@ func TestRollbackByHand(t *testing.T) {
 }
 
 func TestScaleDrainsTheIdlest(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "3")))
@@ -203,7 +212,8 @@ func TestScaleDrainsTheIdlest(t *testing.T) {
 }
 
 func TestDrainedReplicaIsReplaced(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -228,7 +238,8 @@ func TestDrainedReplicaIsReplaced(t *testing.T) {
 }
 
 func TestCordonedHostIsEmptied(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "4")))
@@ -258,7 +269,8 @@ func TestNoRoomBesideTheOldOnes(t *testing.T) {
 		"one serves and nobody can hold any": {"1", 1, "scaling: {held: 0}", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *bench) {
+			bubble(t, func(b *bench) {
+				t := b.t
 				b.placer.Auto(true)
 				b.placer.Room(tc.room)
 				b.withRouter()
@@ -280,7 +292,8 @@ func TestNoRoomBesideTheOldOnes(t *testing.T) {
 }
 
 func TestUnreachableReplicaIsSuspectThenReplaced(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -299,7 +312,8 @@ func TestUnreachableReplicaIsSuspectThenReplaced(t *testing.T) {
 }
 
 func TestDeleteAndRemoval(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "1"), simModel("b", "1")))

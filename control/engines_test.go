@@ -5,12 +5,14 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/state"
 )
 
 // fakeEngines are engines in memory, by replica.
@@ -111,7 +113,8 @@ func (f *fakeRouter) ask(m mobula.ModelReport) {
 }
 
 func TestFromZeroAndBack(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "0-2", "scaling: {zeroAfter: 2m, downAfter: 30s}")))
@@ -130,7 +133,8 @@ func TestFromZeroAndBack(t *testing.T) {
 }
 
 func TestUnneededReplicasSleep(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		engines := b.withEngines()
 		r := b.withRouter()
@@ -168,7 +172,8 @@ func TestUnneededReplicasSleep(t *testing.T) {
 }
 
 func TestSleepersMakeWayForANewRevision(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withEngines()
 		b.withRouter()
@@ -186,8 +191,41 @@ func TestSleepersMakeWayForANewRevision(t *testing.T) {
 	})
 }
 
+// countingStore counts writes.
+type countingStore struct {
+	state.Store
+	writes atomic.Int64
+}
+
+func (s *countingStore) Write(changes ...state.Change) error {
+	s.writes.Add(1)
+	return s.Store.Write(changes...)
+}
+
+func TestSteadyStateWritesNothing(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		store := &countingStore{Store: b.store}
+		b.store = store
+		b.placer.Auto(true)
+		b.withEngines()
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "1-3", "scaling: {sleep: true}", "loras: [{name: l, source: /l}]"), simModel("b", "0-2"), simModel("c", "2")))
+		require.NoError(t, b.Scale(t.Context(), "a", 3))
+		b.pass(30 * time.Second)
+		require.NoError(t, b.Scale(t.Context(), "a", 2))
+		b.pass(time.Minute)
+		require.Len(t, b.replicas(mobula.StateAsleep), 1)
+		writes, applies := store.writes.Load(), b.placer.Applies()
+		b.pass(10 * time.Minute)
+		require.Equal(t, writes, store.writes.Load())
+		require.Equal(t, applies, b.placer.Applies())
+	})
+}
+
 func TestLoRAsFollowTheReplicas(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		engines := b.withEngines()
 		b.withRouter()

@@ -68,6 +68,7 @@ func (es *events) decode(data []byte) error {
 	for _, e := range es.list {
 		es.seq = max(es.seq, e.Seq)
 	}
+	es.seq += maxEvents // later ones may have been told and not written
 	return nil
 }
 

@@ -25,6 +25,7 @@ type bench struct {
 	*Control
 	router  *fakeRouter
 	engines Engines
+	wrap    adapters.Placer // in place of placer
 	stop    func()
 }
 
@@ -39,7 +40,11 @@ func newBench(t *testing.T) *bench {
 // start makes the control plane, anew over the same store after a stop.
 func (b *bench) start() {
 	b.t.Helper()
-	c, err := New(Options{Store: b.store, Placer: b.placer, Engines: b.engines})
+	o := Options{Store: b.store, Placer: b.placer, Engines: b.engines}
+	if b.wrap != nil {
+		o.Placer = b.wrap
+	}
+	c, err := New(o)
 	require.NoError(b.t, err)
 	b.Control = c
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -120,14 +125,15 @@ func fleetFile(models ...string) string {
 }
 
 func simModel(name, replicas string, more ...string) string {
-	m := fmt.Sprintf("  - name: %s\n    replicas: %s\n", name, replicas)
+	var m strings.Builder
+	fmt.Fprintf(&m, "  - name: %s\n    replicas: %s\n", name, replicas)
 	if len(more) == 0 || !strings.HasPrefix(more[0], "engine:") {
 		more = append([]string{"engine: {kind: sim}"}, more...)
 	}
 	for _, line := range more {
-		m += "    " + line + "\n"
+		m.WriteString("    " + line + "\n")
 	}
-	return m
+	return m.String()
 }
 
 // fakeRouter sees a platform's endpoints and reports them each second.

@@ -92,13 +92,6 @@ func (m *memory) wanted() int {
 	}
 }
 
-// setLive sets the number of unmarked replicas of a revision that is known.
-func (m *memory) setLive(rev string, n int) {
-	r := m.Revisions[rev]
-	r.Live = n
-	m.Revisions[rev] = r
-}
-
 // asks gives how many replicas the platform should have of each revision.
 func (m *memory) asks() map[string]int {
 	n := make(map[string]int, len(m.Revisions))

@@ -246,13 +246,12 @@ func (p *planner) count(fresh int, frozen bool) {
 
 // release lets marked replicas go that have nothing left to do.
 func (p *planner) release() {
-	drain := time.Duration(0)
 	for id, m := range p.mem.Marks {
 		r := p.replica(id)
 		if r == nil || m.Released || m.Sleep && (m.Asleep || r.Serving()) || m.Waking {
 			continue
 		}
-		drain = time.Duration(p.mem.Revisions[m.Revision].Model.Rollout.Drain)
+		drain := time.Duration(p.mem.Revisions[m.Revision].Model.Rollout.Drain)
 		switch {
 		case !r.Serving() && r.State != mobula.StateSuspect:
 		case p.idle(id, &m):

@@ -180,7 +180,7 @@ func (w *world) step() {
 			w.asked++ // somebody did that: the bound is not the plan's
 		}
 	case 12:
-		host := "host-" + fmt.Sprint(rapid.IntRange(1, 2).Draw(w.T, "host"))
+		host := rapid.SampledFrom([]string{"host-1", "host-2"}).Draw(w.T, "host")
 		w.leaving[host] = !w.leaving[host]
 	case 13:
 		w.placer.Suspect(pick(mobula.StateReady), "its host is silent")

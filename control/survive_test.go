@@ -49,7 +49,8 @@ func TestKilledAtAnyWriteItConverges(t *testing.T) {
 	for n := 1; ; n++ {
 		died := true
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *bench) {
+			bubble(t, func(b *bench) {
+				t := b.t
 				b.placer.Auto(true)
 				b.withRouter()
 				b.stop()
@@ -103,7 +104,8 @@ func TestKilledAtAnyWriteItConverges(t *testing.T) {
 }
 
 func TestRestartKeepsWhatWasDecided(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		r := b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -139,7 +141,8 @@ func TestRestartKeepsWhatWasDecided(t *testing.T) {
 }
 
 func TestLostMemoryTakesOver(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		file := fleetFile(simModel("a", "2"))
@@ -167,7 +170,8 @@ func TestLostMemoryTakesOver(t *testing.T) {
 }
 
 func TestUnavailablePlatformIsStaleAndNothingMoves(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.withRouter()
 		b.apply(fleetFile(simModel("a", "2")))
@@ -209,7 +213,8 @@ func TestApplyIsRefused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, b *bench) {
+			bubble(t, func(b *bench) {
+				t := b.t
 				b.placer.Auto(true)
 				b.apply(fleetFile(simModel("a", "2"), simModel("b", "1")))
 				b.pass(20 * time.Second)
@@ -232,7 +237,8 @@ func TestApplyIsRefused(t *testing.T) {
 }
 
 func TestForceReplacesTheFleet(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bench) {
+	bubble(t, func(b *bench) {
+		t := b.t
 		b.placer.Auto(true)
 		b.apply(fleetFile(simModel("a", "2"), simModel("b", "1")))
 		b.pass(20 * time.Second)

@@ -75,6 +75,13 @@ ValueError: Invalid repository ID or local directory specified: '/models/x'`,
 If this is a private repository, make sure to pass a token`,
 			"OSError: nobody/nothing is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
 		},
+		"a folder that is not there": {
+			`    validate_repo_id(arg_value)
+  File "/v/lib/python3.11/site-packages/huggingface_hub/utils/_validators.py", line 133, in validate_repo_id
+    raise HFValidationError(
+huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/nonexistent/model'. Use ` + "`repo_type`" + ` argument if needed.`,
+			"huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/nonexistent/model'. Use `repo_type` argument if needed.",
+		},
 		"disk full": {
 			`OSError: [Errno 28] No space left on device
 RuntimeError: Data processing error: CAS service error`,

@@ -15,7 +15,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// ErrDamaged: the file is no state of ours, or has been damaged.
+// ErrDamaged is of a file that is no state of ours, or no longer one.
 var ErrDamaged = errors.New("state is damaged")
 
 // lockTimeout is how long Open waits for another process that is about to end.

@@ -175,19 +175,19 @@ func FuzzOpen(f *testing.F) {
 }
 
 // filled gives the bytes of a store that has some pages.
-func filled(t testing.TB) []byte {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "state.db")
+func filled(tb testing.TB) []byte {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "state.db")
 	db, err := state.Open(path)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	for i := range 40 {
-		require.NoError(t, db.Write(set("b", fmt.Sprint(i), strings.Repeat("x", 997)), set("c", fmt.Sprint(i), "y")))
+		require.NoError(tb, db.Write(set("b", strconv.Itoa(i), strings.Repeat("x", 997)), set("c", strconv.Itoa(i), "y")))
 	}
-	require.NoError(t, db.Close())
+	require.NoError(tb, db.Close())
 	file, err := os.Open(path)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	defer file.Close()
 	whole, err := io.ReadAll(file)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return whole
 }

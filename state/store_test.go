@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,10 +22,10 @@ import (
 func stores() map[string]func(testing.TB) state.Store {
 	return map[string]func(testing.TB) state.Store{
 		"memory": func(testing.TB) state.Store { return state.NewInMemory() },
-		"file": func(t testing.TB) state.Store {
-			t.Helper()
-			db, err := state.Open(filepath.Join(t.TempDir(), "state.db"))
-			require.NoError(t, err)
+		"file": func(tb testing.TB) state.Store {
+			tb.Helper()
+			db, err := state.Open(filepath.Join(tb.TempDir(), "state.db"))
+			require.NoError(tb, err)
 			return db
 		},
 	}
@@ -33,17 +34,20 @@ func stores() map[string]func(testing.TB) state.Store {
 func TestStore(t *testing.T) {
 	tests := map[string]func(t *testing.T, s state.Store){
 		"nothing there": func(t *testing.T, s state.Store) {
+			t.Helper()
 			_, ok, err := s.Get("b", "k")
 			require.NoError(t, err)
 			require.False(t, ok)
 			require.Empty(t, all(t, s, "b"))
 		},
 		"what was written is read": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "k", "1"), set("c", "k", "2")))
 			require.Equal(t, "1", get(t, s, "b", "k"))
 			require.Equal(t, "2", get(t, s, "c", "k"))
 		},
 		"an empty value is a value": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "k", "")))
 			value, ok, err := s.Get("b", "k")
 			require.NoError(t, err)
@@ -52,25 +56,30 @@ func TestStore(t *testing.T) {
 			require.Equal(t, []string{"k="}, all(t, s, "b"))
 		},
 		"delete, also of what is not there": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "k", "1"), set("b", "l", "2")))
 			require.NoError(t, s.Write(state.Change{Bucket: "b", Key: "k"}, state.Change{Bucket: "none", Key: "k"}))
 			require.Equal(t, []string{"l=2"}, all(t, s, "b"))
 		},
 		"the last change of a key counts": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "k", "1"), state.Change{Bucket: "b", Key: "k"}, set("b", "k", "2"), set("b", "l", "3"), state.Change{Bucket: "b", Key: "l"}))
 			require.Equal(t, []string{"k=2"}, all(t, s, "b"))
 		},
 		"a bad change changes nothing": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.Error(t, s.Write(set("b", "k", "1"), set("b", "", "2")))
 			require.Error(t, s.Write(set("b", "k", "1"), set("", "k", "2")))
 			require.Error(t, s.Write(set("b", "k", "1"), set("b", strings.Repeat("x", 40000), "2")))
 			require.Empty(t, all(t, s, "b"))
 		},
 		"keys are in order": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "b", "2"), set("b", "a", "1"), set("b", "a\x00", "3"), set("b", "\xff", "4")))
 			require.Equal(t, []string{"a=1", "a\x00=3", "b=2", "\xff=4"}, all(t, s, "b"))
 		},
 		"f's error ends Each": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "a", "1"), set("b", "b", "2")))
 			enough := errors.New("enough")
 			calls := 0
@@ -78,6 +87,7 @@ func TestStore(t *testing.T) {
 			require.Equal(t, 1, calls)
 		},
 		"values belong to the caller": func(t *testing.T, s state.Store) {
+			t.Helper()
 			mine := []byte("1")
 			require.NoError(t, s.Write(state.Change{Bucket: "b", Key: "k", Value: mine}))
 			mine[0] = 'x'
@@ -88,6 +98,7 @@ func TestStore(t *testing.T) {
 			require.Equal(t, "1", get(t, s, "b", "k"))
 		},
 		"Each sees one moment": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "a", "1"), set("b", "b", "1")))
 			var seen []string
 			require.NoError(t, s.Each("b", func(key string, value []byte) error {
@@ -101,6 +112,7 @@ func TestStore(t *testing.T) {
 			require.Equal(t, []string{"a=1", "b=1"}, seen)
 		},
 		"after Close": func(t *testing.T, s state.Store) {
+			t.Helper()
 			require.NoError(t, s.Write(set("b", "k", "1")))
 			require.NoError(t, s.Close())
 			require.NoError(t, s.Close())
@@ -110,10 +122,11 @@ func TestStore(t *testing.T) {
 			require.ErrorIs(t, s.Each("b", func(string, []byte) error { return nil }), state.ErrClosed)
 		},
 		"many at once": func(t *testing.T, s state.Store) {
+			t.Helper()
 			var all sync.WaitGroup
 			errs := make(chan error, 8)
 			for w := range 8 {
-				all.Go(func() { errs <- countUp(s, fmt.Sprint(w)) })
+				all.Go(func() { errs <- countUp(s, strconv.Itoa(w)) })
 			}
 			all.Wait()
 			for range 8 {
@@ -136,14 +149,14 @@ func TestStore(t *testing.T) {
 // countUp writes 0 to 9 under a key and its mirror, and reads both back.
 func countUp(s state.Store, key string) error {
 	for i := range 10 {
-		if err := s.Write(set("b", key, fmt.Sprint(i)), set("mirror", key, fmt.Sprint(i))); err != nil {
+		if err := s.Write(set("b", key, strconv.Itoa(i)), set("mirror", key, strconv.Itoa(i))); err != nil {
 			return err
 		}
 		value, _, err := s.Get("b", key)
 		if err != nil {
 			return err
 		}
-		if string(value) != fmt.Sprint(i) {
+		if string(value) != strconv.Itoa(i) {
 			return fmt.Errorf("key %s: got %s, want %d", key, value, i)
 		}
 	}
@@ -156,7 +169,7 @@ func TestStoresAgree(t *testing.T) {
 	files := 0
 	rapid.Check(t, func(t *rapid.T) {
 		files++
-		path := filepath.Join(dir, fmt.Sprint(files), "state.db")
+		path := filepath.Join(dir, strconv.Itoa(files), "state.db")
 		db, err := state.Open(path)
 		require.NoError(t, err)
 		memory := state.NewInMemory()
@@ -224,7 +237,7 @@ func BenchmarkWrite(b *testing.B) {
 			value := make([]byte, 512)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				require.NoError(b, s.Write(state.Change{Bucket: "b", Key: fmt.Sprint(i % 10000), Value: value}))
+				require.NoError(b, s.Write(state.Change{Bucket: "b", Key: strconv.Itoa(i % 10000), Value: value}))
 			}
 			require.NoError(b, s.Close())
 		})

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// ErrNotJoined is of a folder that has no credentials.
+var ErrNotJoined = errors.New("this host has not joined a control plane")
+
 // Credentials are what a process has of the fleet: its certificate and key, and the authority that signed it and its
 // peers. The certificate may be replaced while the TLS configurations made from them are in use. They may be used by
 // many goroutines at once.
@@ -147,6 +150,3 @@ func newKey() (*ecdsa.PrivateKey, error) {
 	}
 	return key, nil
 }
-
-// ErrNotJoined: the folder has no credentials.
-var ErrNotJoined = errors.New("this host has not joined a control plane")

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = time.Minute
 
 // handshake connects two sides over loopback, and gives what each thinks of the other once a byte went both ways.
-func handshake(t *testing.T, server, client *tls.Config) (clientErr, serverErr error, peer *tls.ConnectionState) {
+func handshake(t *testing.T, server, client *tls.Config) (peer *tls.ConnectionState, clientErr, serverErr error) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -46,7 +46,7 @@ func handshake(t *testing.T, server, client *tls.Config) (clientErr, serverErr e
 		clientErr = ping(conn)
 	})
 	both.Wait()
-	return clientErr, serverErr, peer
+	return peer, clientErr, serverErr
 }
 
 func echo(conn *tls.Conn) error {
@@ -197,7 +197,7 @@ func TestHandshake(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			clientErr, serverErr, peer := handshake(t, tc.server, tc.client)
+			peer, clientErr, serverErr := handshake(t, tc.server, tc.client)
 			clientErr, serverErr = Explain(clientErr), Explain(serverErr)
 			if tc.clientSees == nil {
 				require.NoError(t, clientErr)
@@ -251,7 +251,7 @@ func TestFirstContact(t *testing.T) {
 			if now == nil {
 				now = time.Now
 			}
-			clientErr, _, _ := handshake(t, tc.server.ServerTLS(), pinnedTLS(token, now))
+			_, clientErr, _ := handshake(t, tc.server.ServerTLS(), pinnedTLS(token, now))
 			clientErr = Explain(clientErr)
 			if tc.want == nil {
 				require.NoError(t, clientErr)
@@ -280,7 +280,7 @@ func TestRenewalInUse(t *testing.T) {
 	require.True(t, agent.RenewAt().Before(time.Now().Add(61*day)))
 
 	for _, pair := range [][2]*tls.Config{{server, control.ClientTLS(RoleAgent)}, {control.ServerTLS(), client}} {
-		clientErr, serverErr, _ := handshake(t, pair[0], pair[1])
+		_, clientErr, serverErr := handshake(t, pair[0], pair[1])
 		require.NoError(t, clientErr)
 		require.NoError(t, serverErr)
 	}

@@ -23,7 +23,7 @@ const (
 	maxAddresses = 64
 )
 
-// ErrRequest: a certificate request that can't be granted.
+// ErrRequest is of a certificate request that can't be granted.
 var ErrRequest = errors.New("bad certificate request")
 
 // Issue signs a PEM certificate request, of which only the key is used: role, name and addresses are what the

@@ -182,7 +182,7 @@ func TestCredentialsAreKept(t *testing.T) {
 	require.Equal(t, c.Identity(), loaded.Identity())
 	require.Equal(t, ca.PEM(), loaded.CAPEM())
 	control := issued(t, ca, 0, RoleControl, "control")
-	clientErr, _, _ := handshake(t, loaded.ServerTLS(RoleControl), control.ClientTLS(RoleAgent))
+	_, clientErr, _ := handshake(t, loaded.ServerTLS(RoleControl), control.ClientTLS(RoleAgent))
 	require.NoError(t, clientErr)
 
 	for name, file := range map[string]string{"no key": "key.pem", "no certificate": "cert.pem"} {

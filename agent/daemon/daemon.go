@@ -28,7 +28,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/agent"
@@ -156,8 +155,12 @@ func New(o Options) (*Daemon, error) {
 		return nil, fmt.Errorf("the agent's folder: %w", err)
 	}
 	var err error
-	if d.lock, err = lockFolder(filepath.Join(o.DataDir, "lock")); err != nil {
-		return nil, err
+	d.lock, err = shim.Lock(filepath.Join(o.DataDir, "lock"))
+	if errors.Is(err, shim.ErrRunning) {
+		return nil, fmt.Errorf("%s: %w", o.DataDir, ErrTaken)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the agent's lock: %w", err)
 	}
 	if o.Lifeline {
 		if d.lifeline, d.cut, err = os.Pipe(); err != nil {
@@ -170,18 +173,6 @@ func New(o Options) (*Daemon, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-func lockFolder(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("the agent's lock: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("%s: %w", filepath.Dir(path), ErrTaken)
-	}
-	return f, nil
 }
 
 func (d *Daemon) release() {

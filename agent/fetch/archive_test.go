@@ -22,8 +22,8 @@ type entry struct {
 	kind                  byte
 }
 
-func tarOf(t testing.TB, entries ...entry) []byte {
-	t.Helper()
+func tarOf(tb testing.TB, entries ...entry) []byte {
+	tb.Helper()
 	var all bytes.Buffer
 	w := tar.NewWriter(&all)
 	for _, e := range entries {
@@ -34,26 +34,26 @@ func tarOf(t testing.TB, entries ...entry) []byte {
 		if e.kind == tar.TypeXGlobalHeader {
 			h = &tar.Header{Name: e.name, Typeflag: e.kind, PAXRecords: map[string]string{"comment": "1234"}}
 		}
-		require.NoError(t, w.WriteHeader(h))
+		require.NoError(tb, w.WriteHeader(h))
 		_, err := io.WriteString(w, e.content)
-		require.NoError(t, err)
+		require.NoError(tb, err)
 	}
-	require.NoError(t, w.Close())
+	require.NoError(tb, w.Close())
 	return all.Bytes()
 }
 
-func gzipOf(t testing.TB, data []byte) []byte {
-	t.Helper()
+func gzipOf(tb testing.TB, data []byte) []byte {
+	tb.Helper()
 	var all bytes.Buffer
 	w := gzip.NewWriter(&all)
 	_, err := w.Write(data)
-	require.NoError(t, err)
-	require.NoError(t, w.Close())
+	require.NoError(tb, err)
+	require.NoError(tb, w.Close())
 	return all.Bytes()
 }
 
-func zipOf(t testing.TB, entries ...entry) []byte {
-	t.Helper()
+func zipOf(tb testing.TB, entries ...entry) []byte {
+	tb.Helper()
 	var all bytes.Buffer
 	w := zip.NewWriter(&all)
 	for _, e := range entries {
@@ -68,23 +68,23 @@ func zipOf(t testing.TB, entries ...entry) []byte {
 			h.SetMode(fs.ModeNamedPipe | 0o644)
 		}
 		f, err := w.CreateHeader(h)
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		_, err = io.WriteString(f, content)
-		require.NoError(t, err)
+		require.NoError(tb, err)
 	}
-	require.NoError(t, w.Close())
+	require.NoError(tb, w.Close())
 	return all.Bytes()
 }
 
 // into makes a folder with the bounds of tests: 1 MiB and 100 files.
-func into(t testing.TB) *folder {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "outside", "copy-1")
-	require.NoError(t, os.MkdirAll(name, 0o700))
+func into(tb testing.TB) *folder {
+	tb.Helper()
+	name := filepath.Join(tb.TempDir(), "outside", "copy-1")
+	require.NoError(tb, os.MkdirAll(name, 0o700))
 	f, err := newFolder(name, 1<<20, 100)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	f.sync = func(*os.File) error { return nil } // no test pulls the plug, and a fuzzer waits for each
-	t.Cleanup(func() { require.NoError(t, f.root.Close()) })
+	tb.Cleanup(func() { require.NoError(tb, f.root.Close()) })
 	return f
 }
 
@@ -226,14 +226,14 @@ func many(n int) []entry {
 }
 
 // requireInside looks whether anything got out of the folder, or could be read out of it by way of a link.
-func requireInside(t testing.TB, f *folder) {
-	t.Helper()
+func requireInside(tb testing.TB, f *folder) {
+	tb.Helper()
 	outside, err := os.ReadDir(filepath.Dir(f.name))
-	require.NoError(t, err)
-	require.Len(t, outside, 1)
+	require.NoError(tb, err)
+	require.Len(tb, outside, 1)
 	above, err := os.ReadDir(filepath.Dir(filepath.Dir(f.name)))
-	require.NoError(t, err)
-	require.Len(t, above, 1)
+	require.NoError(tb, err)
+	require.Len(tb, above, 1)
 }
 
 func FuzzTar(f *testing.F) {
@@ -263,7 +263,7 @@ func unpackAny(t *testing.T, name string, data []byte) {
 	if err != nil {
 		return
 	}
-	real, err := filepath.EvalSymlinks(f.name)
+	inside, err := filepath.EvalSymlinks(f.name)
 	require.NoError(t, err)
 	require.NoError(t, filepath.WalkDir(f.name, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -271,7 +271,7 @@ func unpackAny(t *testing.T, name string, data []byte) {
 		}
 		leads, err := filepath.EvalSymlinks(path)
 		require.NoError(t, err)
-		require.True(t, leads == real || strings.HasPrefix(leads, real+"/"), "%s leads to %s", path, leads)
+		require.True(t, leads == inside || strings.HasPrefix(leads, inside+"/"), "%s leads to %s", path, leads)
 		return nil
 	}))
 }

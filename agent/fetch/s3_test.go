@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +75,7 @@ func (s *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("ETag", etag(content))
 		w.Header().Set("Last-Modified", time.Unix(0, 0).UTC().Format(http.TimeFormat))
-		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
 		if r.Method == http.MethodHead {
 			return
 		}
@@ -217,7 +218,6 @@ func TestS3Failures(t *testing.T) {
 			_, err := f.Fetch(t.Context(), tc.source)
 			require.ErrorIs(t, err, tc.want)
 			require.ErrorContains(t, err, tc.says)
-			require.ErrorContains(t, err, tc.source)
 			require.NotContains(t, err.Error(), "hunter2")
 			requireEmpty(t, dir)
 		})

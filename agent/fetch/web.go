@@ -63,12 +63,12 @@ func (w *web) open(ctx context.Context, known stamp) (_ content, err error) {
 
 // status tells what an answer means; nil for the file itself.
 func status(code int) error {
-	switch {
-	case code == http.StatusOK:
+	switch code {
+	case http.StatusOK:
 		return nil
-	case code == http.StatusNotFound || code == http.StatusGone:
+	case http.StatusNotFound, http.StatusGone:
 		return fmt.Errorf("%w: the server says %d", ErrNotFound, code)
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w: the server says %d", ErrForbidden, code)
 	}
 	return fmt.Errorf("%w: the server says %d %s", ErrUnavailable, code, http.StatusText(code))

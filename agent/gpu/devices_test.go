@@ -19,29 +19,29 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // recorded reads a recording of what NVML said.
-func recorded(t testing.TB, name string) snapshot {
-	t.Helper()
+func recorded(tb testing.TB, name string) snapshot {
+	tb.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name+".json"))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	decoder := json.NewDecoder(strings.NewReader(string(data)))
 	decoder.DisallowUnknownFields()
 	var s snapshot
-	require.NoError(t, decoder.Decode(&s))
+	require.NoError(tb, decoder.Decode(&s))
 	return s
 }
 
 // recordings gives the names of all recordings.
-func recordings(t testing.TB) []string {
-	t.Helper()
+func recordings(tb testing.TB) []string {
+	tb.Helper()
 	files, err := filepath.Glob(filepath.Join("testdata", "*.json"))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	var names []string
 	for _, f := range files {
 		if name, ok := strings.CutSuffix(filepath.Base(f), ".json"); ok && !strings.HasSuffix(name, ".golden") {
 			names = append(names, name)
 		}
 	}
-	require.NotEmpty(t, names)
+	require.NotEmpty(tb, names)
 	return names
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,7 +25,7 @@ const (
 
 // Bounds on waiting for the kernel.
 const (
-	lockWait  = time.Second // somebody may be looking whether the lock is held
+	lockWait  = time.Second
 	killWait  = 10 * time.Second
 	pause     = 10 * time.Millisecond
 	maxOwnLog = 1 << 20 // bytes of shim.log
@@ -48,7 +49,7 @@ func (d Dir) Start(ctx context.Context, t Task, o StartOptions) error {
 		return err
 	}
 	// The lock goes from us to the shim without ever being free.
-	lock, err := d.lock(lockWait)
+	lock, err := d.lock()
 	if err != nil {
 		return err
 	}
@@ -102,23 +103,28 @@ func (d Dir) openOwnLog() (*os.File, error) {
 	return os.OpenFile(d.path(shimLog), flags, 0o600)
 }
 
-// lock takes the folder's lock, waiting for it a while.
-func (d Dir) lock(wait time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(d.path(lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+// lock takes the folder's lock.
+func (d Dir) lock() (*os.File, error) { return Lock(d.path(lockFile)) }
+
+// Lock takes the lock that the file at path stands for; it is held until the file is closed. It fails with ErrRunning
+// when another process has it for longer than the moment in which somebody looks whether it is held, or in
+// which a process that was just started has not let go of what it inherited.
+func Lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(wait); ; time.Sleep(pause) {
+	for end := time.Now().Add(lockWait); ; time.Sleep(pause) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
 			return f, nil
 		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
 			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		case time.Now().After(end):
 			_ = f.Close()
-			return nil, fmt.Errorf("%s: %w", string(d), ErrRunning)
+			return nil, fmt.Errorf("%s: %w", filepath.Dir(path), ErrRunning)
 		}
 	}
 }
@@ -189,7 +195,7 @@ func (d Dir) Kill(ctx context.Context) error {
 		return err
 	}
 	d.Reap()
-	lock, err := d.lock(lockWait)
+	lock, err := d.lock()
 	if err != nil {
 		return err
 	}
@@ -199,7 +205,7 @@ func (d Dir) Kill(ctx context.Context) error {
 // Fail leaves in the folder of a dead shim that its task has failed, and why, so that whoever looks next
 // knows. It fails with ErrRunning when a shim has the folder.
 func (d Dir) Fail(reason string) error {
-	lock, err := d.lock(lockWait)
+	lock, err := d.lock()
 	if err != nil {
 		return err
 	}
@@ -210,7 +216,7 @@ func (d Dir) Fail(reason string) error {
 
 // Remove kills what is left of the task and removes its folder. It fails with ErrRunning when a shim has it.
 func (d Dir) Remove(ctx context.Context) error {
-	lock, err := d.lock(lockWait)
+	lock, err := d.lock()
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

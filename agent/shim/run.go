@@ -30,15 +30,14 @@ const defaultLogSize = 32 << 20
 const starting = -1
 
 // Run is a shim: it keeps the engine of the task in dir running until ctx ends, SIGTERM comes, the lifeline
-// is cut or the engine has died too often. It takes over this process: its signals, and all orphans below it. Nothing of the
-// engine is left when it returns, which is without an error unless it could not do its work.
+// is cut or the engine has died too often. It takes over this process: its signals, all orphans below it, and the
+// folder's lock until the process ends. Nothing of the engine is left when it returns, which is without an error unless it
+// could not do its work.
 func Run(ctx context.Context, dir string) error {
 	d := Dir(dir)
-	lock, err := inheritedLock(d)
-	if err != nil {
+	if err := holdLock(d); err != nil {
 		return err
 	}
-	defer func() { _ = lock.Close() }()
 	task, err := d.Task()
 	if err != nil {
 		return err
@@ -47,14 +46,21 @@ func Run(ctx context.Context, dir string) error {
 	return s.run(ctx, task)
 }
 
-// inheritedLock is the lock that the agent passed on, or one of our own.
-func inheritedLock(d Dir) (*os.File, error) {
+// holdLock holds the lock that the agent passed on, or takes one. Nothing gives it back but the end of this
+// process: whoever sees the lock free can be sure of that.
+func holdLock(d Dir) error {
 	var ours, given unix.Stat_t
 	if unix.Stat(d.path(lockFile), &ours) == nil && unix.Fstat(lockFD, &given) == nil && ours.Ino == given.Ino && ours.Dev == given.Dev {
 		unix.CloseOnExec(lockFD)
-		return os.NewFile(lockFD, d.path(lockFile)), nil
+		return nil
 	}
-	return d.lock(lockWait)
+	lock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	// A bare descriptor, which the garbage collector does not know.
+	_, err = unix.FcntlInt(lock.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return errors.Join(err, lock.Close())
 }
 
 type shim struct {

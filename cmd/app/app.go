@@ -2,6 +2,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,7 +75,7 @@ func (a *app) main(ctx context.Context, args []string) int {
 		a.printError(err, ctl.Hint(err))
 		return code
 	}
-	a.printError(err, usageHint(root, cmd, args))
+	a.printError(err, cmp.Or(ctl.Hint(err), usageHint(root, cmd, args)))
 	return exitUsage
 }
 

@@ -5,9 +5,11 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +25,12 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "vllm" {
 		fakeVLLM(os.Args[1:]) // this binary, started through a link of that name
 		return
+	}
+	// And as what agents start: shims and simulated engines.
+	if len(os.Args) > 1 && (os.Args[1] == "shim" || os.Args[1] == "sim") {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		os.Exit(Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -48,13 +56,13 @@ type command struct {
 	done           chan int
 }
 
-// background starts a command with a router of the test.
+// background starts a command.
 func background(t *testing.T, stdin io.Reader, args ...string) *command {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	force, kill := context.WithCancel(context.Background())
 	c := &command{&buffer{}, &buffer{}, cancel, kill, make(chan int, 1)}
-	a := &app{stdin: stdin, stdout: c.stdout, stderr: c.stderr, route: fakeRouter}
+	a := &app{stdin: stdin, stdout: c.stdout, stderr: c.stderr, route: runRouter}
 	go func() { c.done <- a.main(WithForce(ctx, force), args) }()
 	t.Cleanup(func() {
 		cancel()
@@ -119,7 +127,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"arguments without a model": {[]string{"up", "--", "--dtype", "half"}, "error: arguments for vLLM need a --model; simulated engines take none (mobula sim has flags)\nhint: mobula up --help\n"},
 		"engine's own port":         {[]string{"up", "--model", "m", "--", "--port=9"}, "error: --port is not for the engine: mobula up chooses where it listens\nhint: mobula up --help\n"},
 		"engine's key":              {[]string{"up", "--model", "m", "--", "--api_key", "x"}, "error: --api_key is not for the engine: put the key into the environment variable VLLM_API_KEY, which the router reads too\nhint: mobula up --help\n"},
-		"router without a file":     {[]string{"router"}, "error: which fleet? give its file with -f\nhint: mobula router --help\n"},
+		"router without a file":     {[]string{"router"}, "error: which fleet? give its file with -f, or its control plane with --config or --control\nhint: mobula router --help\n"},
 		"router with an argument":   {[]string{"router", "fleet.yaml"}, "error: unknown command \"fleet.yaml\" for \"mobula router\"\nhint: mobula router --help\n"},
 		"validate without a file":   {[]string{"validate"}, "error: which fleet? give its file with -f\nhint: mobula validate --help\n"},
 		"sim with a bad port":       {[]string{"sim", "--port", "-1"}, "error: --port -1: want 0 to 65535\nhint: mobula sim --help\n"},
@@ -139,7 +147,10 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	var visit func(*cobra.Command)
 	visit = func(cmd *cobra.Command) {
 		require.NotEmpty(t, cmd.Short, cmd.CommandPath())
-		require.NotEmpty(t, cmd.Example, cmd.CommandPath())
+		if cmd.Hidden {
+			return
+		}
+		require.True(t, cmd.Example != "" || cmd.HasParent() && cmd.Parent().Example != "", cmd.CommandPath())
 		got := execute(t, "", append(strings.Fields(cmd.CommandPath())[1:], "--help")...)
 		require.Zero(t, got.code)
 		require.Contains(t, got.stdout, cmd.Example)

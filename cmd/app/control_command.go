@@ -31,7 +31,7 @@ import (
 )
 
 // controlLife is how long the control plane's own certificate is valid; each start makes a new one.
-const controlLife = 365 * 24 * time.Hour
+const controlLife = 5 * 365 * 24 * time.Hour
 
 // controlOptions are the flags of `mobula control`.
 type controlOptions struct {

@@ -2,10 +2,8 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -14,25 +12,6 @@ import (
 
 	"github.com/mobula-serve/mobula/engine/sim"
 )
-
-// fakeRouter serves what `mobula up` asks of a router, until ctx ends.
-func fakeRouter(ctx context.Context, o routerOptions) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/ready", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("/v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = fmt.Fprint(w, `{"data":[{"id":"lora-1","parent":"base"},{"id":"base"}]}`)
-	})
-	mux.HandleFunc("/fleet", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(map[string]any{"static": o.Fleet.Platform.Static, "path": o.FleetPath})
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: deadline}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.Serve(o.Listener); ctx.Err() == nil {
-		return err
-	}
-	return nil
-}
 
 // fakeVLLM is a `vllm serve` in a few lines: a simulated engine with a child that does not
 // end by itself, as vLLM's engine core. FAKE_VLLM chooses how it fails.
@@ -49,6 +28,8 @@ func fakeVLLM(args []string) {
 			name = args[i+1]
 		case "--port":
 			port = args[i+1]
+		case "--served-model-name":
+			name = args[i+1]
 		}
 	}
 	core := exec.Command("sleep", "1000")

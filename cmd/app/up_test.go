@@ -2,7 +2,6 @@ package app
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -15,10 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
-
-	"github.com/mobula-serve/mobula/engine"
 )
 
 // base finds the router's URL in a banner.
@@ -30,18 +26,23 @@ func (c *command) base(t *testing.T) string {
 	return m[1]
 }
 
-// fleet gives the endpoints and the file that the router was started with.
-func (c *command) fleet(t *testing.T) (urls []string, path string) {
+// engines are where the engines listen, as the banner says.
+func (c *command) engines(t *testing.T) []string {
 	t.Helper()
-	var got struct {
-		Static struct{ Endpoints []struct{ URL string } }
-		Path   string
-	}
-	require.NoError(t, json.Unmarshal([]byte(get(t, c.base(t)+"/fleet")), &got))
-	for _, e := range got.Static.Endpoints {
-		urls = append(urls, e.URL)
-	}
-	return urls, got.Path
+	c.base(t)
+	m := regexp.MustCompile(`engines     (.*)\n`).FindStringSubmatch(c.stdout.String())
+	require.NotNil(t, m, c.stdout.String())
+	return strings.Fields(m[1])
+}
+
+// ownHome keeps what `mobula up` writes from the user's folders.
+func ownHome(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", dir)
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	t.Setenv("HOME", dir)
+	return dir
 }
 
 func get(t *testing.T, url string) string {
@@ -65,32 +66,39 @@ func refused(url string) bool {
 }
 
 func TestUpServesUntilItIsStopped(t *testing.T) {
+	dir := ownHome(t)
 	up := background(t, nil, "up", "--port", "0")
-	base := up.base(t)
-	urls, path := up.fleet(t)
+	base, urls := up.base(t), up.engines(t)
 	require.Len(t, urls, 2)
-	require.Empty(t, path)
 	for _, url := range urls {
 		require.Contains(t, get(t, url+"/v1/models"), "mobula-sim")
 		require.True(t, strings.HasPrefix(url, "http://127.0.0.1:"), url)
 	}
 	require.NotContains(t, up.stdout.String(), "\x1b", "no colours where there is no terminal")
 	require.Contains(t, up.stdout.String(), "mobula chat --url "+base)
-	require.Contains(t, up.stdout.String(), "models      base, lora-1\n")
+	require.Contains(t, up.stdout.String(), "models      mobula-sim\n")
+	got := execute(t, "", "get", "replicas", "-o", "name")
+	require.Zero(t, got.code, got.stderr)
+	require.Len(t, strings.Fields(got.stdout), 2, "the commands find the control plane")
 
 	up.cancel()
 	require.Zero(t, up.wait(t))
-	require.Equal(t, "stopping: running requests may finish; Ctrl-C again stops at once\nstopping 2 simulated engines\nstopped\n", up.stderr.String())
+	require.Equal(t, "stopping: running requests may finish; Ctrl-C again stops at once\nstopping 2 engines\nstopped\n", up.stderr.String())
 	for _, url := range append(urls, base) {
 		require.True(t, refused(url), "%s still listens", url)
 	}
+	left, err := filepath.Glob(filepath.Join(dir, "mobula", "up*"))
+	require.NoError(t, err)
+	require.Empty(t, left, "nothing is left on the disk")
+	got = execute(t, "", "get")
+	require.Equal(t, result{exitFailed, "", "error: no control plane is known here\nhint: start `mobula up` or `mobula control`, or say with --config or --control where one is\n"}, got)
 }
 
 func TestTwoUpsAtOnce(t *testing.T) {
+	ownHome(t)
 	one := background(t, nil, "up", "--port", "0", "--engines", "1")
 	two := background(t, nil, "up", "--port", "0", "--engines", "3")
-	ones, _ := one.fleet(t)
-	twos, _ := two.fleet(t)
+	ones, twos := one.engines(t), two.engines(t)
 	require.Len(t, ones, 1)
 	require.Len(t, twos, 3)
 	require.NotContains(t, twos, ones[0])
@@ -102,19 +110,32 @@ func TestTwoUpsAtOnce(t *testing.T) {
 }
 
 func TestUpWithAFleetFile(t *testing.T) {
+	ownHome(t)
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(goodFleet), 0o600))
-	t.Run("has the file's engines, and follows it", func(t *testing.T) {
+	t.Run("has the file's engines", func(t *testing.T) {
 		up := background(t, nil, "up", "-f", file, "--port", "0")
-		urls, path := up.fleet(t)
-		require.Equal(t, []string{"http://127.0.0.1:1", "http://127.0.0.1:2"}, urls)
-		require.Equal(t, file, path)
+		require.Equal(t, []string{"http://127.0.0.1:1", "http://127.0.0.1:2"}, up.engines(t))
 	})
 	t.Run("adds engines when asked", func(t *testing.T) {
 		up := background(t, nil, "up", "-f", file, "--port", "0", "--engines", "1")
-		urls, path := up.fleet(t)
-		require.Len(t, urls, 3)
-		require.Empty(t, path)
+		base := up.base(t)
+		require.Eventually(t, func() bool { return strings.Contains(get(t, base+"/v1/models"), "mobula-sim") }, deadline, 20*time.Millisecond)
+	})
+	t.Run("runs the models that have replicas, and follows the file", func(t *testing.T) {
+		placed := filepath.Join(t.TempDir(), "fleet.yaml")
+		write := func(model string) {
+			require.NoError(t, os.WriteFile(placed, []byte("apiVersion: mobula/v1\nkind: Fleet\nplatform: {static: {hosts: [elsewhere]}}\nmodels:\n  - {name: "+model+", replicas: 1, engine: {kind: sim}}\n"), 0o600))
+		}
+		write("a")
+		up := background(t, nil, "up", "-f", placed, "--port", "0")
+		base := up.base(t)
+		serves := func(model string) func() bool {
+			return func() bool { return strings.Contains(get(t, base+"/v1/models"), `"id":"`+model+`"`) }
+		}
+		require.Eventually(t, serves("a"), deadline, 20*time.Millisecond)
+		write("b")
+		require.Eventually(t, func() bool { return serves("b")() && !serves("a")() }, deadline, 20*time.Millisecond)
 	})
 	t.Run("binds the loopback on the file's port", func(t *testing.T) {
 		_, addr, err := upFleet(upOptions{file: file, port: -1})
@@ -137,6 +158,7 @@ func TestUpSaysWhoHasThePort(t *testing.T) {
 }
 
 func TestUpFailsWithTheRouter(t *testing.T) {
+	ownHome(t)
 	var stdout, stderr bytes.Buffer
 	a := &app{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr, route: brokenRouter}
 	require.Equal(t, exitFailed, a.main(t.Context(), []string{"up", "--port", "0"}))
@@ -153,8 +175,7 @@ func withVLLM(t *testing.T, how string) {
 	require.NoError(t, os.Symlink(self, filepath.Join(dir, "vllm")))
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	t.Setenv("CUDA_VISIBLE_DEVICES", "")
-	t.Setenv("XDG_CACHE_HOME", dir)
-	t.Setenv("HOME", dir)
+	ownHome(t)
 	t.Setenv("FAKE_VLLM", how)
 }
 
@@ -192,35 +213,35 @@ func requireDead(t *testing.T, pids []int) {
 func TestUpRunsVLLM(t *testing.T) {
 	withVLLM(t, "")
 	up := background(t, nil, "up", "--port", "0", "--model", "org/some-model", "--engines", "2", "--", "--dtype", "float32")
-	urls, _ := up.fleet(t)
+	urls := up.engines(t)
 	require.Len(t, urls, 2)
-	require.Contains(t, up.stderr.String(), "no GPU found: 2 engines on the CPU\n")
+	require.Contains(t, up.stderr.String(), "no GPU found: engines run on the CPU\n")
 	require.Contains(t, get(t, urls[1]+"/v1/models"), "org/some-model")
 	cores := up.cores(t)
 	require.Len(t, cores, 2)
 	up.cancel()
 	require.Zero(t, up.wait(t))
-	require.Contains(t, up.stderr.String(), "stopping 2 vLLM engines\nstopped\n")
+	require.Contains(t, up.stderr.String(), "stopping 2 engines\nstopped\n")
 	requireDead(t, cores)
 }
 
 func TestUpGivesAModelEachItsEngine(t *testing.T) {
 	withVLLM(t, "")
 	up := background(t, nil, "up", "--port", "0", "--model", "a", "--model", "b")
-	urls, _ := up.fleet(t)
-	require.Len(t, urls, 2)
-	require.Contains(t, get(t, urls[0]+"/v1/models"), `"id":"a"`)
-	require.Contains(t, get(t, urls[1]+"/v1/models"), `"id":"b"`)
+	models := get(t, up.base(t)+"/v1/models")
+	require.Len(t, up.engines(t), 2)
+	require.Contains(t, models, `"id":"a"`)
+	require.Contains(t, models, `"id":"b"`)
 }
 
 func TestUpStoppedWhileEnginesStart(t *testing.T) {
 	withVLLM(t, "slow")
 	up := background(t, nil, "up", "--port", "0", "--model", "m")
-	up.stderr.await(t, "vllm serve m on CPU")
+	up.stderr.await(t, ": m, log ")
 	cores := up.cores(t)
 	up.cancel()
 	require.Zero(t, up.wait(t))
-	require.Contains(t, up.stderr.String(), "stopping 1 vLLM engine\n")
+	require.Contains(t, up.stderr.String(), "stopping 1 engine\n")
 	require.Empty(t, up.stdout.String())
 	requireDead(t, cores)
 }
@@ -231,7 +252,7 @@ func TestUpForcedKillsEngines(t *testing.T) {
 	up.base(t)
 	cores := up.cores(t)
 	up.cancel()
-	up.stderr.await(t, "stopping 1 vLLM engine\n")
+	up.stderr.await(t, "stopping 1 engine\n")
 	up.force()
 	up.wait(t)
 	requireDead(t, cores)
@@ -242,7 +263,7 @@ func TestUpShowsWhyAnEngineDied(t *testing.T) {
 	got := execute(t, "", "up", "--port", "0", "--model", "m")
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "  | ValueError: the fake was told to die\n")
-	require.Regexp(t, `error: the engine at http://127\.0\.0\.1:\d+ ended before it was ready: exit status 3\n`, got.stderr)
+	require.Regexp(t, `error: the engine \S+ ended before it was ready: .*ValueError: the fake was told to die`, got.stderr)
 	require.Empty(t, got.stdout)
 }
 
@@ -250,7 +271,7 @@ func TestUpGivesUpWaiting(t *testing.T) {
 	withVLLM(t, "slow")
 	got := execute(t, "", "up", "--port", "0", "--model", "m", "--start-timeout", "1ms")
 	require.Equal(t, exitFailed, got.code)
-	require.Contains(t, got.stderr, "error: 1 engine not ready after 1ms\nhint: see ")
+	require.Contains(t, got.stderr, "error: engines not ready after 1ms\nhint: see ")
 }
 
 func TestUpWithoutVLLMSaysWhatToDo(t *testing.T) {
@@ -261,61 +282,50 @@ func TestUpWithoutVLLMSaysWhatToDo(t *testing.T) {
 	require.Contains(t, got.stderr, "`mobula up` without --model runs simulated engines\n")
 }
 
-func TestPlanOfEngines(t *testing.T) {
-	four := []string{"0", "1", "2", "3"}
-	serve := func(model string, devices ...string) engine.Serve {
-		return engine.Serve{Model: model, Devices: devices}
-	}
+func TestSharingTheMachine(t *testing.T) {
 	for name, tc := range map[string]struct {
-		models, gpus []string
-		each, n      int
-		want         []engine.Serve
-		err          string
+		models, gpus, each, n int
+		want                  []int
+		err                   string
 	}{
-		"one on the CPU":            {models: []string{"a"}, each: 1, want: []engine.Serve{serve("a")}},
-		"three on the CPU":          {models: []string{"a", "b"}, each: 1, n: 3, want: []engine.Serve{serve("a"), serve("b"), serve("a")}},
-		"one a GPU":                 {models: []string{"a"}, gpus: four[:2], each: 1, want: []engine.Serve{serve("a", "0"), serve("a", "1")}},
-		"two models take turns":     {models: []string{"a", "b"}, gpus: four[:3], each: 1, want: []engine.Serve{serve("a", "0"), serve("b", "1"), serve("a", "2")}},
-		"two GPUs an engine":        {models: []string{"a"}, gpus: four, each: 2, want: []engine.Serve{serve("a", "0", "1"), serve("a", "2", "3")}},
-		"a GPU left over":           {models: []string{"a"}, gpus: four[:3], each: 2, want: []engine.Serve{serve("a", "0", "1")}},
-		"fewer than fit":            {models: []string{"a"}, gpus: four, each: 1, n: 1, want: []engine.Serve{serve("a", "0")}},
-		"more than fit":             {models: []string{"a"}, gpus: four, each: 1, n: 5, err: "5 engines for 4 GPUs"},
-		"engine too large":          {models: []string{"a"}, gpus: four[:1], each: 2, err: "an engine with these arguments takes 2 GPUs, this machine has 1"},
-		"more models than fit":      {models: []string{"a", "b"}, gpus: four[:1], each: 1, err: "2 models need as many engines, there is room for 1"},
-		"fewer engines than models": {models: []string{"a", "b"}, each: 1, n: 1, err: "2 models need as many engines, there is room for 1"},
+		"one on the CPU":            {models: 1, each: 1, want: []int{1}},
+		"three on the CPU":          {models: 2, each: 1, n: 3, want: []int{2, 1}},
+		"one a GPU":                 {models: 1, gpus: 2, each: 1, want: []int{2}},
+		"two models take turns":     {models: 2, gpus: 3, each: 1, want: []int{2, 1}},
+		"two GPUs an engine":        {models: 1, gpus: 4, each: 2, want: []int{2}},
+		"a GPU left over":           {models: 1, gpus: 3, each: 2, want: []int{1}},
+		"fewer than fit":            {models: 1, gpus: 4, each: 1, n: 1, want: []int{1}},
+		"more than fit":             {models: 1, gpus: 4, each: 1, n: 5, err: "5 engines for 4 GPUs"},
+		"engine too large":          {models: 1, gpus: 1, each: 2, err: "an engine with these arguments takes 2 GPUs, this machine has 1"},
+		"more models than fit":      {models: 2, gpus: 1, each: 1, err: "2 models need as many engines, there is room for 1"},
+		"fewer engines than models": {models: 2, each: 1, n: 1, err: "2 models need as many engines, there is room for 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := plan(tc.models, tc.gpus, tc.each, tc.n)
+			got, err := share(tc.models, tc.gpus, tc.each, tc.n)
 			if tc.err != "" {
 				require.EqualError(t, err, tc.err)
 				return
 			}
 			require.NoError(t, err)
-			require.Empty(t, cmp.Diff(tc.want, got))
+			require.Equal(t, tc.want, got)
 		})
 	}
 }
 
-func TestGPUs(t *testing.T) {
-	dev := t.TempDir()
-	for _, name := range []string{"nvidia3", "nvidia0", "nvidiactl", "nvidia-uvm"} {
-		require.NoError(t, os.WriteFile(filepath.Join(dev, name), nil, 0o600))
-	}
-	t.Setenv("PATH", t.TempDir()) // no nvidia-smi
+func TestServedName(t *testing.T) {
 	for name, tc := range map[string]struct {
-		environ []string
-		dev     string
-		want    []string
+		args, rest []string
+		want       string
 	}{
-		"device files":            {dev: dev, want: []string{"0", "1"}},
-		"none":                    {dev: t.TempDir()},
-		"those that are allowed":  {environ: []string{"CUDA_VISIBLE_DEVICES=3, GPU-1f"}, dev: dev, want: []string{"3", "GPU-1f"}},
-		"none is allowed":         {environ: []string{"CUDA_VISIBLE_DEVICES="}, dev: dev},
-		"all after -1 are hidden": {environ: []string{"CUDA_VISIBLE_DEVICES=1,-1,2"}, dev: dev, want: []string{"1"}},
+		"none":       {args: []string{"--dtype", "half"}, rest: []string{"--dtype", "half"}},
+		"apart":      {args: []string{"--served-model-name", "m", "--x"}, rest: []string{"--x"}, want: "m"},
+		"joined":     {args: []string{"-a", "--served_model_name=m"}, rest: []string{"-a"}, want: "m"},
+		"without it": {args: []string{"--served-model-name"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Empty(t, cmp.Diff(tc.want, gpuList(t.Context(), tc.dev, tc.environ)))
+			got, rest := servedName(tc.args)
+			require.Equal(t, tc.want, got)
+			require.Equal(t, tc.rest, rest)
 		})
 	}
-	require.Equal(t, []string{"0", "1"}, parseGPUs([]byte("GPU 0: NVIDIA L4 (UUID: GPU-1)\nGPU 1: NVIDIA L4 (UUID: GPU-2)\n  MIG 1g.5gb\n")))
 }

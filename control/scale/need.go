@@ -17,6 +17,8 @@ const (
 	minPrefill, maxPrefill = 0.3, 0.85
 	// unknownStart is how many seconds a start takes until one has been seen.
 	unknownStart = 60.0
+	// wakeTime is how many seconds one takes that only sleeps.
+	wakeTime = 5.0
 	// maxFactor bounds how many times the replicas that are ready a latency may ask for.
 	maxFactor = 2
 )
@@ -90,9 +92,12 @@ func prefill(in *Input, l *Learnt) need {
 	return need{ceil(tokens / each), why}
 }
 
-// startTime is how many seconds a replica needs to be ready.
+// startTime is how many seconds the next replica needs to be ready.
 func startTime(in *Input) float64 {
-	if in.StartTime > 0 {
+	switch {
+	case in.Asleep > 0:
+		return wakeTime
+	case in.StartTime > 0:
 		return in.StartTime
 	}
 	return unknownStart

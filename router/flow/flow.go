@@ -89,8 +89,9 @@ type Request struct {
 // Held is the number of requests that wait. It costs one atomic load.
 func (h *Holder) Held() int64 { return h.held.Load() }
 
-// Hold waits until an engine or a provider can take r, and gives a Pass, on which Done must be called
-// once it has been taken. It fails with one of the errors of this room.
+// Hold waits until an engine or a provider can take r. One that had to wait gets a Pass, on which Done must
+// be called once it has been taken; who comes when nobody waits goes at once and gets nil. It fails with
+// one of the errors of this room.
 func (h *Holder) Hold(r *Request) (*Pass, error) {
 	w := &waiter{request: r, released: make(chan struct{}), gone: make(chan struct{})}
 	if err := h.join(w); err != nil {

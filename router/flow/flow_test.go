@@ -332,7 +332,8 @@ func TestLinesHoldUnderAnySchedule(t *testing.T) {
 						defer mu.Unlock()
 						at := slices.Index(waiting, i)
 						waiting = slices.Delete(waiting, at, at+1)
-						if err == nil {
+						if p != nil {
+							require.NoError(rt, err)
 							passes = append(passes, p)
 						}
 					})
@@ -374,6 +375,42 @@ func TestLinesHoldUnderAnySchedule(t *testing.T) {
 			h.empty(rt)
 		})
 	})
+}
+
+// TestAPassOfOneWhoLeftComesBack: who is let go at the moment at which its client leaves may see either first.
+func TestAPassOfOneWhoLeftComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHall(Options{}, 1)
+		left := 0
+		for range 100 {
+			client := &proxy.MemoryClient{}
+			r := h.ask("m")
+			r.Client = client
+			var g sync.WaitGroup
+			h.waits(&g, r, func(p *Pass, err error) {
+				if err != nil {
+					left++
+				}
+				p.Done()
+			})
+			h.mu.Lock() // so that the other goroutine can't see one without the other
+			client.Leave()
+			h.pumpWith(endpoint("a", "m"))
+			h.mu.Unlock()
+			g.Wait()
+			h.engines()
+			h.empty(t)
+		}
+		require.Positive(t, left)
+	})
+}
+
+// pumpWith is engines for one who has the lock.
+func (h *hall) pumpWith(all ...*pick.Endpoint) {
+	h.snapshot.Store(pick.NewSnapshot(all, h.models, nil))
+	for _, l := range h.lines {
+		h.pump(l)
+	}
 }
 
 // TestWakeAndLeaveRace: whatever comes first, nobody is lost and every pass comes back.

@@ -116,8 +116,10 @@ func (h *Holder) join(w *waiter) error {
 	w.line = l
 	g := h.options.Snapshot().Lookup(l.model)
 	switch {
-	case l.len() == 0 && h.room(l, g, r), g != nil && g.Provided(r.Kinds): // what a provider takes keeps no engine from anybody
-		h.release(w)
+	case g == nil || !g.Placed || l.len() == 0 && g.Engines() > 0 || g.Provided(r.Kinds):
+		// Nobody waits before it, or it keeps no engine from anybody.
+		h.forget(l)
+		close(w.released)
 		return nil
 	case h.byBase[l.base] >= r.Group.Held:
 		h.forget(l)

@@ -115,5 +115,7 @@ func TestADrainMarkIsSeenAtOnce(t *testing.T) {
 		require.Equal(t, "a b", f.serving())
 		require.False(t, a.Live.Draining.Load())
 		require.Empty(t, f.Departed())
+		f.send(f.endpoint("b").Endpoint)
+		require.True(t, a.Live.Draining.Load(), "what is gone takes nothing new either")
 	})
 }

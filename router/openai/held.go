@@ -22,6 +22,9 @@ const (
 	brokenPause = 100 * time.Millisecond
 )
 
+// errGivenUp tells that the fleet is not to serve the model any more.
+var errGivenUp = errors.New("given up")
+
 // wait is what a call that may be held remembers.
 type wait struct {
 	since  time.Time // held first, zero for never
@@ -34,7 +37,7 @@ type wait struct {
 // place has a request wait until something serves its model, and carries it there. One whose engine is
 // lost before the first byte, with no other left, waits again.
 func (c *call) place(s *pick.Snapshot, client proxy.Client) error {
-	defer c.pass.Done() // a hook may panic
+	defer func() { c.pass.Done() }() // a hook may panic
 	c.wait = wait{client: waitingClient{Client: client, call: c}}
 	x := &c.exchange
 	x.Client, x.Limit = &c.wait.client, c.started.Add(time.Duration(c.settings.router.Timeouts.Total))
@@ -46,8 +49,7 @@ func (c *call) place(s *pick.Snapshot, client proxy.Client) error {
 			s = c.edge.fleet.Snapshot()
 			g := s.Lookup(c.group.Model)
 			if g == nil || !g.Offered() {
-				c.pass.Done()
-				return c.wait.client.fail(&failure{status: http.StatusServiceUnavailable, param: "model", message: "no engine serves the model `" + c.group.Model + "` any more", retryAfter: 5 * time.Second})
+				return c.held(errGivenUp)
 			}
 			c.group = g
 		}
@@ -102,6 +104,8 @@ func (c *call) held(err error) error {
 		f.message = "no engine serves the model `" + c.group.Model + "` now, and as many requests wait for one as scaling.held allows"
 	case errors.Is(err, flow.ErrDraining):
 		f.message, f.retryAfter = "the router stops, and no engine serves the model `"+c.group.Model+"` yet", time.Second
+	case errors.Is(err, errGivenUp):
+		f.message = "the model `" + c.group.Model + "` is not in the fleet any more"
 	default:
 		f.message = "no engine served the model `" + c.group.Model + "` in the time that scaling.heldFor allows"
 	}

@@ -310,6 +310,45 @@ func TestADrainingEndpointGetsNothingNew(t *testing.T) {
 	s.idle()
 }
 
+// TestAModelWhoseRequestsWaitKeepsNoOtherFromServing: more of it than an engine is given at once of those
+// who waited.
+func TestAModelWhoseRequestsWaitKeepsNoOtherFromServing(t *testing.T) {
+	s := newStack(t, options{models: []mobula.Model{placed("m"), placed("other")}})
+	e := startSim(t, sim.Options{Model: "m"})
+	hang := sim.Fault{Kind: sim.FaultHangInference}
+	require.NoError(t, e.SetFault(hang))
+	s.endpoints(e.endpoint())
+	s.until("up", func() bool { return s.keeper.Snapshot().Lookup("m").Serves(nil) })
+	waiting := s.later(chat, strings.Replace(plainChat, `"m"`, `"other"`, 1))
+	s.holds(1)
+	const many = 300
+	var all []<-chan reply
+	for range many {
+		all = append(all, s.later(chat, plainChat))
+	}
+	s.until("all are sent", func() bool { return s.keeper.Snapshot().Endpoints[0].Live.InFlight.Load() == many })
+	require.EqualValues(t, 1, s.flow.Held())
+	e.ClearFault()
+	for _, a := range all {
+		require.Equal(t, http.StatusOK, s.take(a).status)
+	}
+	s.endpoints(e.endpoint(), startSim(t, sim.Options{Model: "other"}).endpoint())
+	require.Equal(t, http.StatusOK, s.take(waiting).status)
+	s.idle()
+}
+
+func TestAModelThatLeavesTheFleetIsNotWaitedFor(t *testing.T) {
+	s := newStack(t, options{models: []mobula.Model{placed("m")}})
+	s.endpoints()
+	held := s.later(chat, plainChat)
+	s.holds(1)
+	s.keeper.Update(mobula.Health{}, nil)
+	r := s.take(held)
+	require.Equal(t, http.StatusServiceUnavailable, r.status)
+	require.Contains(t, r.body, "not in the fleet any more")
+	s.idle()
+}
+
 func TestUnplacedModelsDoNotWait(t *testing.T) {
 	s := newStack(t, options{models: []mobula.Model{mobula.NewModel("m")}})
 	s.endpoints()
@@ -349,7 +388,7 @@ func TestReportsTellHowAModelFared(t *testing.T) {
 	require.Equal(t, e.endpoint().ID, ep.ID)
 	require.Equal(t, "up", ep.State)
 	require.Positive(t, ep.PrefillRate)
-	require.Zero(t, ep.InFlight+ep.WaitingTokens+ep.Running+ep.Waiting)
+	require.Zero(t, ep.InFlight+ep.WaitingTokens)
 	later := s.reporter.Report(time.Now().Add(time.Minute)).Models[0]
 	require.Zero(t, later.Requests)
 	require.Zero(t, later.TTFT90)

@@ -2,6 +2,9 @@ package proxy
 
 import (
 	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,6 +64,46 @@ func TestADrainingEndpointIsPassedOver(t *testing.T) {
 			require.Zero(t, other.Live.InFlight.Load())
 		})
 	}
+}
+
+// TestNothingComesAfterADrainedEndpointIsIdle: once it is marked and has nothing in flight, it stays so.
+func TestNothingComesAfterADrainedEndpointIsIdle(t *testing.T) {
+	e := endpoint("a", "http://a")
+	var entered atomic.Int64
+	stop := make(chan struct{})
+	var g sync.WaitGroup
+	for range 4 {
+		g.Go(func() {
+			k := &task{x: &Exchange{List: []*pick.Endpoint{e}}}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if k.enter(0) {
+					entered.Add(1)
+					e.Live.InFlight.Add(-1)
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	for range 20000 {
+		e.Live.Draining.Store(true)
+		for e.Live.InFlight.Load() != 0 {
+			runtime.Gosched()
+		}
+		n := entered.Load()
+		for range 20 {
+			runtime.Gosched()
+		}
+		require.Equal(t, n, entered.Load())
+		e.Live.Draining.Store(false)
+		runtime.Gosched()
+	}
+	close(stop)
+	g.Wait()
 }
 
 func provider(e *pick.Endpoint, inFlight int) *pick.Endpoint {
