@@ -19,10 +19,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -181,6 +179,11 @@ func (d *Daemon) release() {
 			_ = f.Close()
 		}
 	}
+	d.mu.Lock()
+	for _, t := range d.tasks {
+		t.claim.release()
+	}
+	d.mu.Unlock()
 	d.client.Close()
 }
 
@@ -316,43 +319,10 @@ func (d *Daemon) forget(t *task) bool {
 	if t.want != nil {
 		return false
 	}
+	t.claim.release()
 	delete(d.tasks, t.id)
 	d.bump()
 	return true
-}
-
-// choosePort gives t a port that no other task has and that nobody listens on: the one it has, unless
-// that is to be another one.
-func (d *Daemon) choosePort(ctx context.Context, t *task, another bool) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var taken []int
-	for _, other := range d.tasks {
-		if other != t {
-			taken = append(taken, other.port)
-		}
-	}
-	if another {
-		taken = append(taken, t.port)
-	} else if t.port != 0 && !slices.Contains(taken, t.port) && d.free(ctx, t.port) {
-		return t.port, nil
-	}
-	for port := d.o.Ports[0]; port <= d.o.Ports[1]; port++ {
-		if !slices.Contains(taken, port) && d.free(ctx, port) {
-			t.port = port
-			return port, nil
-		}
-	}
-	return 0, fmt.Errorf("no free port from %d to %d on %s", d.o.Ports[0], d.o.Ports[1], d.o.Host)
-}
-
-// free tells whether an engine could listen there.
-func (d *Daemon) free(ctx context.Context, port int) bool {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(d.o.Host, strconv.Itoa(port)))
-	if err != nil {
-		return false
-	}
-	return l.Close() == nil
 }
 
 var _ agent.API = (*Daemon)(nil)

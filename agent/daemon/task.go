@@ -62,6 +62,7 @@ type task struct {
 	want     *agent.Task // nil when it is not wished
 	draining bool        // as it was wished last
 	port     int
+	claim    claim // of port
 	status   agent.TaskStatus
 	started  bool // its goroutine
 
@@ -155,6 +156,7 @@ func (t *task) adopt() {
 		return
 	}
 	t.port = r.Port
+	t.claim, _ = claimPort(context.Background(), t.d.o.Host, r.Port)
 	alive := t.dir.Alive()
 	st, err := t.dir.Status()
 	if !alive && (err != nil || st.State != shim.Failed) {

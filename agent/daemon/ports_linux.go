@@ -1,0 +1,3 @@
+package daemon
+
+const abstractNames = true
