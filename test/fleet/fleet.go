@@ -84,9 +84,9 @@ type Options struct {
 }
 
 // New starts a fleet, which ends with the test. The fleet file is applied; New does not wait for engines.
-func New(t testing.TB, o Options) *Fleet {
-	t.Helper()
-	f := &Fleet{t: t, binary: o.Binary, dir: t.TempDir(), head: o.Head, hosts: o.Hosts, slots: o.Slots, procs: map[string]*proc{}}
+func New(tb testing.TB, o Options) *Fleet {
+	tb.Helper()
+	f := &Fleet{t: tb, binary: o.Binary, dir: tb.TempDir(), head: o.Head, hosts: o.Hosts, slots: o.Slots, procs: map[string]*proc{}}
 	if f.slots == 0 {
 		f.slots = 4
 	}
@@ -95,11 +95,11 @@ func New(t testing.TB, o Options) *Fleet {
 		dial = new(net.Dialer).DialContext
 	}
 	f.client = &http.Client{Timeout: 2 * patience, Transport: &http.Transport{MaxIdleConnsPerHost: 256, DialContext: dial}}
-	t.Cleanup(f.end)
+	tb.Cleanup(f.end)
 	f.config = filepath.Join(f.dir, "control", "client.json")
 	f.StartControl()
 	f.token = regexp.MustCompile(`mobula\.\w+\.\w+`).FindString(f.Run("token"))
-	require.NotEmpty(t, f.token)
+	require.NotEmpty(tb, f.token)
 	for _, h := range o.Hosts {
 		f.StartAgent(h.Name)
 	}

@@ -34,6 +34,7 @@ func Plain(replicas string) string { return File(replicas, "}") }
 
 // Life starts a fleet of three hosts and does to it what happens to fleets. No request fails.
 func Life(t *testing.T, o Options) {
+	t.Helper()
 	o.File = Plain("3")
 	f := New(t, o)
 	f.AwaitReady(Model, 3)
@@ -47,6 +48,7 @@ func Life(t *testing.T, o Options) {
 		load.More(20)
 	}
 	step("an agent is killed and takes its engines over again", func(t *testing.T) {
+		t.Helper()
 		before := f.urls()
 		for _, h := range o.Hosts {
 			f.Kill(h.Name)
@@ -59,6 +61,7 @@ func Life(t *testing.T, o Options) {
 		require.Equal(t, before, f.urls(), "no engine was started again")
 	})
 	step("the control plane is killed and finds everything as it was", func(t *testing.T) {
+		t.Helper()
 		before := f.urls()
 		f.Kill("control")
 		load.More(50)
@@ -75,7 +78,7 @@ func Life(t *testing.T, o Options) {
 		f.Run("scale", Model, "auto")
 		f.AwaitReady(Model, 3)
 	})
-	step("a replica is drained", func(t *testing.T) {
+	step("a replica is drained", func(*testing.T) {
 		gone := f.Ready(Model)[0].ID
 		f.Run("drain", gone)
 		f.Await("another replica in its place", func() bool {
@@ -84,6 +87,7 @@ func Life(t *testing.T, o Options) {
 		})
 	})
 	step("all engines are replaced", func(t *testing.T) {
+		t.Helper()
 		before := f.Ready(Model)[0].Revision
 		f.Apply(File("3", ", env: {A: b}}"))
 		f.Await("another revision", func() bool {
@@ -92,7 +96,7 @@ func Life(t *testing.T, o Options) {
 		})
 		require.Len(t, f.Processes("sim"), 3)
 	})
-	step("a revision that fails is taken back", func(t *testing.T) {
+	step("a revision that fails is taken back", func(*testing.T) {
 		good := f.Ready(Model)[0].Revision
 		f.Apply(bad())
 		f.Await("the roll is taken back", func() bool {

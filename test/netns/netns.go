@@ -34,13 +34,13 @@ type Host struct {
 }
 
 // New makes a Lab that ends with the test. It fails the test where namespaces can't be made.
-func New(t testing.TB, names ...string) *Lab {
-	t.Helper()
+func New(tb testing.TB, names ...string) *Lab {
+	tb.Helper()
 	l, err := build(names)
 	if err != nil {
-		t.Fatalf("network namespaces: %v (these tests need root, or CAP_NET_ADMIN and CAP_SYS_ADMIN)", err)
+		tb.Fatalf("network namespaces: %v (these tests need root, or CAP_NET_ADMIN and CAP_SYS_ADMIN)", err)
 	}
-	t.Cleanup(l.close)
+	tb.Cleanup(l.close)
 	return l
 }
 
