@@ -136,7 +136,7 @@ func (a *app) control(ctx context.Context, o controlOptions) error {
 		return err
 	}
 	p, err := newPlane(planeOptions{
-		Store: db, ID: id, Token: token, Gate: &gate{id: id, ca: ca, store: db}, Logger: logger, Version: thisBuild().Version,
+		Store: db, ID: id, Token: token, Gate: &gate{id: id, ca: ca, store: db}, EngineKey: engineKey(), Logger: logger, Version: thisBuild().Version,
 		Listener: tls.NewListener(l, creds.ServerTLS()),
 		Dial: func(_, address string) static.AgentClient {
 			return agent.NewClient(address, creds.ClientTLS(trust.RoleAgent))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/api"
@@ -31,7 +32,7 @@ type planeOptions struct {
 	Listener net.Listener // TLS and all
 	Token    mobula.Secret
 	Gate     *gate // takes hosts in; nil takes none
-	// EngineKey is what vLLM engines ask of the router, if anything.
+	// EngineKey is what vLLM engines ask for, if anything.
 	EngineKey mobula.Secret
 	Logger    *slog.Logger
 	Version   string
@@ -39,12 +40,14 @@ type planeOptions struct {
 
 // plane is one running control plane: its rooms, wired.
 type plane struct {
-	control  *control.Control
-	hosts    *static.Hosts
-	api      *api.Server
-	engines  *engine.Client
-	listener net.Listener
-	logger   *slog.Logger
+	control *control.Control
+	hosts   *static.Hosts
+	// endpoints are those of the hosts.
+	endpoints adapters.Discoverer
+	api       *api.Server
+	engines   *engine.Client
+	listener  net.Listener
+	logger    *slog.Logger
 }
 
 func newPlane(o planeOptions) (*plane, error) {
@@ -56,12 +59,13 @@ func newPlane(o planeOptions) (*plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hosts: %w", err)
 	}
-	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.hosts, Engines: p.engines, Logger: o.Logger, Registerer: registry})
+	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.hosts, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
+	p.endpoints = withKey(p.hosts.Discoverer(), o.EngineKey)
 	serve := api.Options{
-		Backend: p.control, Endpoints: p.hosts.Discoverer(), Token: o.Token, Role: peerRole,
+		Backend: p.control, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
 		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,
 	}
 	if o.Gate != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -170,6 +169,3 @@ func fleetYAML(f *mobula.Fleet) ([]byte, error) {
 	}
 	return file, nil
 }
-
-// engineKey is the key that vLLM engines of this machine ask for: they take it from the environment, and so does the router.
-func engineKey() mobula.Secret { return mobula.Secret(os.Getenv("VLLM_API_KEY")) }

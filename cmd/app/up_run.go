@@ -193,7 +193,7 @@ func (a *app) runLocal(ctx context.Context, here *local, l net.Listener) error {
 	if err == nil {
 		done = a.startRouter(routing, routerOptions{
 			Fleet: here.fleet, Listener: l, Logger: here.logger, Version: thisBuild().Version,
-			Plane: here.plane.control, Endpoints: here.plane.hosts.Discoverer(),
+			Plane: here.plane.control, Endpoints: here.plane.endpoints,
 		})
 		if here.o.file != "" {
 			g.Go(func() error { return here.reload(background) })
