@@ -3,15 +3,12 @@ package app
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,11 +24,10 @@ import (
 )
 
 const (
-	routerReady   = 10 * time.Second // bounds the wait between the engines' readiness and the banner
-	plainProgress = 30 * time.Second // between two lines of progress where there is no terminal
-	adminPort     = 8100
-	upSlots       = 1024 // engines without a GPU: whoever asks for many on one machine gets them
-	upHost        = "this-machine"
+	routerReady = 10 * time.Second // bounds the wait between the engines' readiness and the banner
+	adminPort   = 8100
+	upSlots     = 1024 // engines without a GPU: whoever asks for many on one machine gets them
+	upHost      = "this-machine"
 )
 
 // local is a whole fleet in this process, but for its engines.
@@ -318,106 +314,6 @@ func (h *local) running() int {
 	return len(v.Replicas)
 }
 
-// awaitEngines waits until all engines that the fleet wants are ready. Without a fleet file the first one that dies ends it:
-// what is wrong then is mostly an argument, which no restart mends.
-func (h *local) awaitEngines(ctx context.Context) error {
-	if !h.o.quick() {
-		return nil
-	}
-	wait, cancel := context.WithTimeout(ctx, h.o.startTimeout)
-	defer cancel()
-	began, said := time.Now(), time.Now()
-	seen := map[string]bool{}
-	for version := int64(0); ; {
-		step, stop := context.WithTimeout(wait, time.Second)
-		v, err := h.plane.control.View(step, version)
-		stop()
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case wait.Err() != nil:
-			return hinted(fmt.Errorf("engines not ready after %s", h.o.startTimeout), "see %s, or wait longer with --start-timeout", h.folder)
-		case err == nil:
-			version = v.Version
-			waiting, failure := h.look(ctx, v, seen, began)
-			if failure != nil || waiting == 0 {
-				return failure
-			}
-			state := fmt.Sprintf("waiting for %s, %s%s", count(waiting, "engine"), time.Since(began).Round(time.Second), h.lastLine(ctx, v))
-			h.c.progress(state)
-			if !h.c.terminal && time.Since(said) > plainProgress {
-				said = time.Now()
-				h.c.line("%s", printable(state, 200))
-			}
-		}
-	}
-}
-
-// look tells what is new of the engines, and how many are waited for.
-func (h *local) look(ctx context.Context, v *control.View, seen map[string]bool, began time.Time) (waiting int, failure error) {
-	for i := range h.fleet.Models {
-		if m := &h.fleet.Models[i]; m.Placed() {
-			waiting += m.Replicas.Min
-		}
-	}
-	for _, r := range v.Replicas {
-		what := fmt.Sprintf("%s: %s", cmp.Or(r.URL, r.ID), r.Model)
-		if where := strings.Join(r.Devices, ","); where != "" {
-			what += " on GPU " + where
-		}
-		switch {
-		case r.State == mobula.StateReady:
-			waiting--
-			if !seen[r.ID] {
-				seen[r.ID] = true
-				if len(h.o.models) > 0 {
-					h.c.line("%s is ready after %s", what, time.Since(began).Round(time.Second))
-				}
-			}
-		case r.State == mobula.StateFailed, r.Restarts > 0, r.NoRoom:
-			h.printTail(ctx, r.ID)
-			return waiting, fmt.Errorf("the engine %s ended before it was ready: %s", cmp.Or(r.URL, r.ID), r.Reason)
-		case r.URL != "" && len(h.o.models) > 0 && !seen[r.URL]:
-			seen[r.URL] = true
-			h.c.line("%s, log %s", what, filepath.Join(h.folder, "tasks", r.ID, "engine.log"))
-		}
-	}
-	return max(waiting, 0), nil
-}
-
-// logLines are what is shown of a failed engine's log.
-const logLines = 15
-
-func (h *local) tail(ctx context.Context, replica string, lines int) []string {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	log, err := h.plane.control.Logs(ctx, replica, lines, false)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = log.Close() }()
-	text, _ := io.ReadAll(io.LimitReader(log, 64<<10))
-	return strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-}
-
-func (h *local) printTail(ctx context.Context, replica string) {
-	for _, line := range h.tail(ctx, replica, logLines) {
-		h.c.line("  %s %s", h.c.dim("|"), printable(line, 500))
-	}
-}
-
-// lastLine is what the first engine that is waited for says.
-func (h *local) lastLine(ctx context.Context, v *control.View) string {
-	for _, r := range v.Replicas {
-		if r.State != mobula.StateReady {
-			if last := h.tail(ctx, r.ID, 1); len(last) > 0 && last[0] != "" {
-				return ": " + last[0]
-			}
-		}
-	}
-	return ""
-}
-
 // awaitReady waits until the router has an engine to send requests to, for a while. ended
 // says that the router has stopped instead, with err.
 func awaitReady(ctx context.Context, client *chatServer, done <-chan error) (ended bool, err error) {
@@ -435,82 +331,4 @@ func awaitReady(ctx context.Context, client *chatServer, done <-chan error) (end
 		}
 	}
 	return false, nil
-}
-
-// banner says where everything is and what to type.
-func (a *app) banner(ctx context.Context, client *chatServer, here *local) {
-	c := newConsole(a.stdout)
-	models, err := client.models(ctx)
-	if err != nil || len(models) == 0 {
-		models = []string{"MODEL"}
-	}
-	quoted, _ := json.Marshal(models[0])
-	urls := here.engineURLs(ctx)
-	chat := "mobula chat"
-	if client.base != defaultURL {
-		chat += " --url " + client.base
-	}
-	body := fmt.Sprintf(`{"model":%s,"messages":[{"role":"user","content":"Hello!"}]}`, quoted)
-	python := fmt.Sprintf(`from openai import OpenAI; print(OpenAI(base_url="%s/v1", api_key="-").chat.completions.create(model=%s, messages=[{"role":"user","content":"Hello!"}]).choices[0].message.content)`, client.base, quoted)
-
-	c.line("%s %s: policy %s", c.strong("mobula"), thisBuild().Version, here.fleet.Router.Policy.Name)
-	c.line("")
-	field := func(label, text string) { c.line("  %s  %s", c.strong(fmt.Sprintf("%-10s", label)), text) }
-	field("OpenAI API", c.good(client.base+"/v1"))
-	field("models", strings.Join(models, ", "))
-	field("metrics", client.base+"/metrics")
-	field("control", here.access.URL)
-	field("engines", strings.Join(urls, " "))
-	if len(here.o.models) == 0 && here.o.simulated() > 0 {
-		field("", c.dim("simulated: they need no GPU and make their text up; for a real model: mobula up --model NAME"))
-	}
-	c.line("")
-	c.line("  curl %s/v1/chat/completions -H 'Content-Type: application/json' -d %s", client.base, shellQuote(body))
-	c.line("")
-	c.line("  python -c %s", shellQuote(python))
-	c.line("")
-	c.line("  %s", chat)
-	c.line("  %s", "mobula get"+here.configFlag())
-	c.line("")
-	if !client.ready(ctx) {
-		c.line("%s no engine answers yet", c.bad("warning:"))
-	}
-	c.line("%s", c.dim("Ctrl-C stops everything."))
-}
-
-// shellQuote makes one word of s for a POSIX shell.
-func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// engineURLs are those of the file and those that were started.
-func (h *local) engineURLs(ctx context.Context) []string {
-	var urls []string
-	for _, e := range h.fleet.Platform.Static.Endpoints {
-		urls = append(urls, e.URL)
-	}
-	if v, err := h.plane.control.View(ctx, 0); err == nil {
-		for _, r := range v.Replicas {
-			if r.URL != "" {
-				urls = append(urls, r.URL)
-			}
-		}
-	}
-	return urls
-}
-
-// configFlag is what commands need to find this control plane and not the one in the user's settings.
-func (h *local) configFlag() string {
-	usual, err := client.DefaultConfigPath()
-	if err != nil {
-		return ""
-	}
-	if _, err := os.Stat(usual); err != nil {
-		return ""
-	}
-	path, err := localAccess()
-	if err != nil {
-		return ""
-	}
-	return " --config " + path
 }

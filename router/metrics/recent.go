@@ -19,6 +19,7 @@ type recent struct {
 type slot struct {
 	second                     atomic.Int64
 	requests, answered, failed atomic.Uint32
+	prompt                     atomic.Uint64 // tokens
 	ttft, itl                  durations
 }
 
@@ -32,6 +33,7 @@ func (r *recent) at(now time.Time) *slot {
 		s.requests.Store(0)
 		s.answered.Store(0)
 		s.failed.Store(0)
+		s.prompt.Store(0)
 		s.ttft.reset()
 		s.itl.reset()
 	}
@@ -56,6 +58,7 @@ func (r *recent) sum(now time.Time, t *totals) {
 		t.requests += int(s.requests.Load())
 		t.answered += int(s.answered.Load())
 		t.failed += int(s.failed.Load())
+		t.prompt += int(s.prompt.Load())
 		s.ttft.addTo(&t.ttft)
 		s.itl.addTo(&t.itl)
 	}
@@ -64,6 +67,7 @@ func (r *recent) sum(now time.Time, t *totals) {
 // totals are the counts of a window.
 type totals struct {
 	requests, answered, failed int
+	prompt                     int // tokens
 	last                       int64
 	ttft, itl                  counts
 }

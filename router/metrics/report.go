@@ -116,6 +116,7 @@ func (r *Reporter) models(s *pick.Snapshot, now time.Time) []mobula.ModelReport 
 	for _, name := range slices.Sorted(maps.Keys(reports)) {
 		m, t := reports[name], sums[name]
 		m.Requests, m.Answered, m.Failed = t.requests, t.answered, t.failed
+		m.PromptTokens = t.prompt
 		if t.last > 0 {
 			m.LastRequest = time.Unix(0, t.last)
 		}

@@ -33,6 +33,7 @@ type call struct {
 	patched  []byte                                        // the body under another model name
 	wait     wait
 	pass     *flow.Pass // of a request that was held, nil else
+	counted  bool       // its prompt tokens, when it was sent first
 
 	// of the attempt under way
 	ticket    pick.Ticket
@@ -119,7 +120,7 @@ func (e *Edge) release(c *call) {
 	c.request = pick.Request{}
 	c.exchange = proxy.Exchange{}
 	c.ticket = pick.Ticket{}
-	c.body, c.wait, c.pass = nil, wait{}, nil
+	c.body, c.wait, c.pass, c.counted = nil, wait{}, nil, false
 	e.calls.Put(c)
 }
 

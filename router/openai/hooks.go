@@ -22,6 +22,10 @@ func (c *call) Sent(ep *pick.Endpoint) {
 			c.predicted = c.ticket.Cached
 		}
 	}
+	if !c.counted { // another attempt is no more demand
+		c.counted = true
+		c.series.Prompt(c.sent, c.request.Tokens-max(c.predicted, 0))
+	}
 }
 
 // First implements proxy.Hooks.
