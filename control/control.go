@@ -148,9 +148,14 @@ func (c *Control) Run(ctx context.Context) error {
 	watcher, _ := c.o.Placer.(adapters.Watcher)
 	tick := time.NewTicker(c.o.Interval)
 	defer tick.Stop()
+	var changed <-chan struct{} // a nil channel never fires
 	for ctx.Err() == nil {
-		var changed <-chan struct{} // a nil channel never fires
 		if watcher != nil {
+			select {
+			case <-changed: // also when something else has ended the wait
+				c.look()
+			default:
+			}
 			changed = watcher.Changed()
 		}
 		start := time.Now()
@@ -165,7 +170,6 @@ func (c *Control) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-c.kick:
 		case <-changed:
-			c.look()
 		case <-tick.C:
 		}
 	}

@@ -60,7 +60,9 @@ func (c *Control) observe(ctx context.Context) bool {
 	if before.stale != "" {
 		c.notef("fleet", "PlatformBack", false, "the platform answers again")
 	}
-	after.at = now
+	if c.observed.at.Equal(last) { // else there was a command meanwhile, and something new to see
+		after.at = now
+	}
 	if c.looks.Add(1) > 1 { // what is there when we start is no news
 		for _, e := range changes(&before, after) {
 			c.note(e)

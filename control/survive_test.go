@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"strconv"
 	"strings"
@@ -268,5 +269,46 @@ func TestHistoryKeepsTheLastApplies(t *testing.T) {
 		require.Len(t, all, 10)
 		require.Equal(t, int64(15), all[0].Generation)
 		require.Equal(t, fleetFile(simModel("a", "14")), string(all[0].File))
+	})
+}
+
+// latePlacer changes right after it has answered.
+type latePlacer struct {
+	*adapters.InMemoryPlacer
+	change chan func() // nobody waits for it
+}
+
+func (p *latePlacer) Status(ctx context.Context, fleet string) ([]mobula.Replica, error) {
+	all, err := p.InMemoryPlacer.Status(ctx, fleet)
+	select {
+	case change := <-p.change:
+		change()
+	default:
+	}
+	return all, err
+}
+
+func TestAChangeDuringARoundIsSeenInTheNext(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.stop()
+		late := &latePlacer{b.placer, make(chan func(), 1)}
+		b.wrap = late
+		b.start()
+		b.placer.Auto(true)
+		b.apply(fleetFile(simModel("a", "1")))
+		b.pass(20 * time.Second)
+		id := b.replicas(mobula.StateReady)[0]
+		for range 20 { // Run chooses at random among what wakes it
+			late.change <- func() { b.placer.Suspect(id, "away"); b.wakeUp() }
+			for len(late.change) > 0 {
+				b.pass(100 * time.Millisecond)
+			}
+			b.pass(2 * time.Second)
+			require.Equal(t, []string{id}, b.replicas(mobula.StateSuspect))
+			b.placer.Ready(id)
+			b.pass(20 * time.Second)
+			require.Equal(t, []string{id}, b.replicas(mobula.StateReady))
+		}
 	})
 }

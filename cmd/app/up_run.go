@@ -37,6 +37,7 @@ type local struct {
 	file   []byte // fleet as it is applied
 	plane  *plane
 	daemon *daemon.Daemon
+	gpus   *gpu.Reader
 	folder string // of the engines
 	access client.Config
 	c      *console
@@ -71,7 +72,7 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(here.folder) }()
+	defer here.end()
 	return a.runLocal(ctx, here, l)
 }
 
@@ -81,46 +82,57 @@ func newLocal(ctx context.Context, o upOptions, fleet *mobula.Fleet, c *console,
 	if err != nil {
 		return nil, err
 	}
-	devices, err := gpus.Devices(ctx)
-	_ = gpus.Close() // the agent opens its own
-	if err != nil {
-		return nil, err
-	}
-	if fleet.Platform.Static == nil && o.quick() {
-		fleet.Platform.Static = &mobula.Static{HostTimeout: mobula.Duration(time.Minute)}
-	}
-	if here.fleet, err = o.withModels(fleet, len(devices)); err != nil {
-		return nil, err
-	}
-	if here.file, err = fleetYAML(here.fleet); err != nil {
-		return nil, err
-	}
-	if len(o.models) > 0 && len(devices) == 0 {
-		c.line("no GPU found: engines run on the CPU")
-	}
-	if here.folder, err = engineFolder(); err != nil {
-		return nil, err
-	}
-	if err := here.wire(ctx); err != nil {
-		_ = os.RemoveAll(here.folder)
+	here.gpus = gpus
+	if err := here.prepare(ctx, fleet); err != nil {
+		_ = gpus.Close()
 		return nil, err
 	}
 	return here, nil
 }
 
-// wire makes the agent and the control plane. Nothing is remembered: with this process all of it ends.
-func (h *local) wire(ctx context.Context) error {
-	gpus, err := gpu.Open(gpu.Options{Logger: h.logger})
+// prepare says what to run, and where.
+func (h *local) prepare(ctx context.Context, fleet *mobula.Fleet) error {
+	devices, err := h.gpus.Devices(ctx)
 	if err != nil {
 		return err
 	}
+	if fleet.Platform.Static == nil && h.o.quick() {
+		fleet.Platform.Static = &mobula.Static{HostTimeout: mobula.Duration(time.Minute)}
+	}
+	if h.fleet, err = h.o.withModels(fleet, len(devices)); err != nil {
+		return err
+	}
+	if h.file, err = fleetYAML(h.fleet); err != nil {
+		return err
+	}
+	if len(h.o.models) > 0 && len(devices) == 0 {
+		h.c.line("no GPU found: engines run on the CPU")
+	}
+	if h.folder, err = engineFolder(); err != nil {
+		return err
+	}
+	if err := h.wire(ctx); err != nil {
+		_ = os.RemoveAll(h.folder)
+		return err
+	}
+	return nil
+}
+
+// end frees what newLocal took.
+func (h *local) end() {
+	_ = os.RemoveAll(h.folder)
+	_ = h.gpus.Close()
+}
+
+// wire makes the agent and the control plane. Nothing is remembered: with this process all of it ends.
+func (h *local) wire(ctx context.Context) error {
 	store := state.NewInMemory()
 	id, err := control.ID(store)
 	if err != nil {
 		return err
 	}
 	h.daemon, err = daemon.New(daemon.Options{
-		Name: upHost, Control: id, DataDir: h.folder, GPUs: gpus.Devices, Slots: upSlots, Lifeline: true,
+		Name: upHost, Control: id, DataDir: h.folder, GPUs: h.gpus.Devices, Slots: upSlots, Lifeline: true,
 		Logger: h.logger, Version: thisBuild().Version,
 	})
 	if err != nil {

@@ -139,7 +139,9 @@ func (m *Model) Incoming(now time.Time) {
 }
 
 // Prompt counts prompt tokens that an engine has to compute for a request.
-func (m *Model) Prompt(now time.Time, tokens int) { m.recent.at(now).prompt.Add(uint64(max(tokens, 0))) }
+func (m *Model) Prompt(now time.Time, tokens int) {
+	m.recent.at(now).prompt.Add(uint64(max(tokens, 0)))
+}
 
 // Failed counts a request that ended in an error of ours or of the engines.
 func (m *Model) Failed(now time.Time) { m.recent.at(now).failed.Add(1) }

@@ -55,14 +55,17 @@ func TestAWindowForgets(t *testing.T) {
 		m.First(now, time.Second, i%2 == 0)
 		m.Events(now, 4, time.Second)
 		m.Failed(now)
+		m.Prompt(now, 7)
+		m.Prompt(now, -1)
 	}
 	got := sum(29 * time.Second)
-	require.Equal(t, []int{10, 10, 10}, []int{got.requests, got.answered, got.failed})
+	require.Equal(t, []int{10, 10, 10, 70}, []int{got.requests, got.answered, got.failed, got.prompt})
 	require.InEpsilon(t, 1, got.ttft.quantile(.5), .13)
 	require.InEpsilon(t, .25, got.itl.quantile(.5), .13)
 	require.Equal(t, 5, sum(34*time.Second).requests)
 	later := sum(time.Minute)
 	require.Zero(t, later.requests)
+	require.Zero(t, later.prompt)
 	require.Zero(t, later.ttft.quantile(.9))
 	require.Equal(t, begin.Add(29*time.Second).UnixNano(), later.last)
 }
