@@ -246,7 +246,7 @@ func (c *Control) check(ctx context.Context, all []adapters.Deployment, dry bool
 		switch {
 		case errors.Is(err, adapters.ErrImpossible), err != nil && ctx.Err() != nil:
 			undo()
-			return nil, fmt.Errorf("model %s: %w", d.Key.Model, err)
+			return nil, err // it names the model
 		case err != nil: // it may answer later
 			return undo, nil
 		case !asks:

@@ -35,6 +35,17 @@ func TestApplyPlacesReplicas(t *testing.T) {
 	})
 }
 
+func TestAModelWithoutReplicasSaysWhy(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "0-2")))
+		b.pass(5 * time.Second)
+		require.Zero(b.t, b.model("a").Wanted)
+		require.Equal(b.t, "as the fleet says", b.model("a").ScaleReason)
+		require.NotContains(b.t, b.reasons(), "Scaled")
+	})
+}
+
 func TestNothingIsToldTwice(t *testing.T) {
 	bubble(t, func(b *bench) {
 		t := b.t

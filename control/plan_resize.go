@@ -139,7 +139,7 @@ func (p *planner) markSurplus(n int) {
 	p.fresh = p.fresh[n:]
 }
 
-// cheaper orders replicas by how little is lost with them: failed, not serving, few requests, young.
+// cheaper orders replicas by how little is lost with them: failed, not serving, perhaps serving, few requests, young.
 func (p *planner) cheaper(a, b *mobula.Replica) int {
 	rank := func(r *mobula.Replica) int {
 		switch {
@@ -147,10 +147,12 @@ func (p *planner) cheaper(a, b *mobula.Replica) int {
 			return 0
 		case r.State == mobula.StatePending:
 			return 1
+		case r.State == mobula.StateSuspect:
+			return 3
 		case !p.serving(r):
 			return 2
 		}
-		return 3
+		return 4
 	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)),
 		cmp.Compare(p.routers.inFlight(a.ID, p.now), p.routers.inFlight(b.ID, p.now)),
@@ -158,7 +160,8 @@ func (p *planner) cheaper(a, b *mobula.Replica) int {
 }
 
 // markStale has stale replicas make way: those that don't serve as soon as their room is needed or fresh ones serve
-// in their place, the others while enough serve without them. missing fresh replicas have no room yet.
+// in their place, the others while enough serve without them. Suspect ones may serve for all we know, as every one does
+// for a platform that has just started. missing fresh replicas have no room yet.
 func (p *planner) markStale(missing int) {
 	ready := p.readyFresh()
 	serving := ready
@@ -183,7 +186,8 @@ func (p *planner) markStale(missing int) {
 		switch {
 		case p.serving(s.Replica) && serving > max(0, bound):
 			serving--
-		case !p.serving(s.Replica) && (done > 0 || missing > 0 && (s.old || p.want.Rollout.Surge == 0)):
+		case s.State == mobula.StateSuspect && serving >= max(0, bound):
+		case s.State != mobula.StateSuspect && !p.serving(s.Replica) && (done > 0 || missing > 0 && (s.old || p.want.Rollout.Surge == 0)):
 		default:
 			kept = append(kept, s)
 			continue

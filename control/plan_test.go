@@ -78,10 +78,10 @@ func (w *world) situation() *situation {
 	}
 }
 
-// serving counts what takes requests.
+// serving counts what takes requests, for all we know.
 func serving(s *situation, m *memory) (n int) {
 	for i := range s.replicas {
-		if _, marked := m.Marks[s.replicas[i].ID]; !marked && s.replicas[i].Serving() {
+		if _, marked := m.Marks[s.replicas[i].ID]; !marked && (s.replicas[i].Serving() || s.replicas[i].State == mobula.StateSuspect) {
 			n++
 		}
 	}

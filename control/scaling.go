@@ -21,10 +21,10 @@ func (c *Control) autoscale(s *situation, mem memory) memory {
 	}
 	d, st := scale.Decide(scaleInput(s, &mem, c.startTime[s.name]), st)
 	c.scaling[s.name] = st
-	if d.Replicas == mem.Auto {
+	if d.Replicas == mem.Auto && mem.ScaleReason != "" { // at first there may be none wanted, and why is not said yet
 		return mem
 	}
-	if mem.Range.Min < mem.Range.Max && mem.Phase != "" {
+	if d.Replicas != mem.Auto && mem.Range.Min < mem.Range.Max && mem.Phase != "" {
 		c.notef("model/"+s.name, "Scaled", false, "%s", d.Reason)
 	}
 	mem.Auto, mem.ScaleReason, mem.Scale = d.Replicas, d.Reason, &st

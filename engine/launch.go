@@ -36,7 +36,8 @@ type Serve struct {
 	MasterPort      int
 	// Args go to vLLM after ours, so that they win.
 	Args []string
-	// Env holds environment variables; they win over the inherited ones and ours, but not over Devices.
+	// Env holds environment variables; they win over the inherited ones and ours, but not over Devices
+	// and the order in which these are counted.
 	Env map[string]string
 }
 
@@ -98,7 +99,8 @@ func (s Serve) Command(environ []string) (argv, env []string) {
 	}
 	env = overlay(overlay(environ, set), s.environment())
 	if s.Devices != nil {
-		env = overlay(env, []string{"CUDA_VISIBLE_DEVICES=" + strings.Join(s.Devices, ",")})
+		// By default CUDA counts from the fastest device on, and everybody else by bus.
+		env = overlay(env, []string{"CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=" + strings.Join(s.Devices, ",")})
 	}
 	return argv, env
 }

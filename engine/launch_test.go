@@ -33,7 +33,7 @@ func TestServeCommand(t *testing.T) {
 			serve:   Serve{Model: "m", Port: 1, Devices: []string{"2", "GPU-ab"}},
 			environ: []string{"HOME=/h", "CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES_X=kept"},
 			argv:    []string{"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "1", "--enable-prompt-tokens-details"},
-			env:     []string{"HOME=/h", "CUDA_VISIBLE_DEVICES_X=kept", "PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1", "CUDA_VISIBLE_DEVICES=2,GPU-ab"},
+			env:     []string{"HOME=/h", "CUDA_VISIBLE_DEVICES_X=kept", "PYTHONUNBUFFERED=1", "VLLM_HOST_IP=127.0.0.1", "CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=2,GPU-ab"},
 		},
 		"another host keeps the inherited address": {
 			serve:   Serve{Model: "m", Host: "0.0.0.0", Port: 1},
@@ -70,7 +70,7 @@ func TestServeCommand(t *testing.T) {
 			},
 			environ: []string{"A=0"},
 			argv:    []string{"vllm", "serve", "m", "--host", "127.0.0.1", "--port", "1", "--enable-prompt-tokens-details"},
-			env:     []string{"PYTHONUNBUFFERED=1", "A=1", "VLLM_HOST_IP=10.0.0.2", "CUDA_VISIBLE_DEVICES="},
+			env:     []string{"PYTHONUNBUFFERED=1", "A=1", "VLLM_HOST_IP=10.0.0.2", "CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES="},
 		},
 		"the first of two hosts": {
 			serve: Serve{Model: "m", Host: "10.0.0.7", Port: 1, Nodes: 2, MasterAddr: "10.0.0.7", MasterPort: 29500, Args: []string{"-tp", "16"}},

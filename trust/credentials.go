@@ -61,6 +61,9 @@ func (ca *CA) Credentials(role Role, name string, addresses []string, ttl time.D
 	return c, c.Replace(cert)
 }
 
+// Knows tells whether a token is of the control plane that they belong to.
+func (c *Credentials) Knows(t Token) bool { return fingerprint(c.ca) == t.fingerprint }
+
 // Request makes a PEM certificate request of the same key, by which the certificate is renewed.
 func (c *Credentials) Request() ([]byte, error) { return request(c.key) }
 

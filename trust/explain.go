@@ -25,7 +25,7 @@ var (
 	ErrNoTLS = errors.New("the other side speaks no TLS 1.3")
 )
 
-const joinHint = "let the host join again: mobula agent --join TOKEN, with a token from `mobula token`"
+const joinHint = "let the host join again, with the command that `mobula token` prints on the control plane"
 
 // Explain turns what crypto/tls and crypto/x509 say into an error of this package that says what to do. What it doesn't
 // know, and what is explained already, comes back as it is; nil stays nil.

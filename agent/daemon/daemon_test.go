@@ -247,6 +247,7 @@ func TestACrashLoopFailsWithTheReason(t *testing.T) {
 	a, _ := find(s, "a")
 	require.Equal(t, "exit status 1: torch.OutOfMemoryError: CUDA out of memory.", a.Reason)
 	require.Equal(t, 3, a.Restarts)
+	runs := strings.Count(logOf(t, h, "a"), "OutOfMemory")
 	h.leave(t)
 
 	h = run(t, options(h.folder))
@@ -256,11 +257,30 @@ func TestACrashLoopFailsWithTheReason(t *testing.T) {
 	require.Equal(t, a.Restarts, again.Restarts)
 	h.tell(t, simTask("a", "--oom"), simTask("b"))
 	h.ready(t, "b")
-	require.Equal(t, 4, strings.Count(logOf(t, h, "a"), "OutOfMemory"), "not started again")
+	require.Equal(t, runs, strings.Count(logOf(t, h, "a"), "OutOfMemory"), "not started again")
 	other := simTask("a")
 	other.Revision = "r2"
 	h.tell(t, other)
 	require.Zero(t, h.ready(t, "a").Restarts)
+	h.clear(t)
+}
+
+func TestAnEngineThatHasNeverBeenReadyFailsSoon(t *testing.T) {
+	h := run(t, options(newFolder(t)), func(p *pace) { p.restarts = 10_000 })
+	h.tell(t, simTask("a", "--oom"), simTask("b"))
+	before := h.ready(t, "b")
+	h.wait(t, "failed", is("a", agent.TaskFailed))
+	for i := range 2 * h.pace.newRestarts { // one that was ready gets all of its restarts
+		require.NoError(t, syscall.Kill(before.PID, syscall.SIGKILL))
+		h.wait(t, "ready again", func(s agent.State) bool {
+			b, _ := find(s, "b")
+			if b.State != agent.TaskReady || b.PID == before.PID {
+				return false
+			}
+			before = b
+			return b.Restarts == i+1
+		})
+	}
 	h.clear(t)
 }
 

@@ -31,6 +31,7 @@ const (
 // pace holds the times of a task's life; tests have shorter ones.
 type pace struct {
 	restarts            int           // in a row, then the task has failed
+	newRestarts         int           // the same for an engine that has never been ready
 	backoff, maxBackoff time.Duration // before restarts, and between attempts to start a shim
 	stable              time.Duration // a run of this length ends the row
 	look                time.Duration // between looks at a shim
@@ -44,7 +45,7 @@ type pace struct {
 
 func usualPace() pace {
 	return pace{
-		restarts: 5, backoff: time.Second, maxBackoff: 30 * time.Second, stable: 10 * time.Minute,
+		restarts: 5, newRestarts: 2, backoff: time.Second, maxBackoff: 30 * time.Second, stable: 10 * time.Minute,
 		look: 200 * time.Millisecond, eager: 50 * time.Millisecond, calm: 250 * time.Millisecond, eagerFor: 10 * time.Second,
 		probe: time.Second, unwell: 15 * time.Second, idle: 5 * time.Second, partReady: time.Second,
 	}
@@ -186,6 +187,12 @@ func (t *task) wasReady(st shim.Status) bool {
 	return err == nil && json.Unmarshal(b, &r) == nil && st.State == shim.Running && st.PID > 0 && r.PID == st.PID && r.Started.Equal(st.Started)
 }
 
+// everReady tells whether an engine of this start of the task has been ready.
+func (t *task) everReady() bool {
+	_, err := os.Stat(t.readyPath())
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // start starts a shim. It gives the pause until the next look.
 func (t *task) start(ctx context.Context, want *agent.Task) time.Duration {
 	port, err := t.d.choosePort(ctx, t, false)
@@ -216,6 +223,9 @@ func (t *task) start(ctx context.Context, want *agent.Task) time.Duration {
 func (t *task) startShim(ctx context.Context, want *agent.Task, port int) error {
 	st, err := t.d.shimTask(want, port)
 	if err != nil {
+		return err
+	}
+	if err := os.Remove(t.readyPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return t.dir.Start(ctx, st, shim.StartOptions{Exe: t.d.o.Exe, Environ: t.d.o.Environ, Lifeline: t.d.lifeline})
@@ -275,11 +285,17 @@ func equal(a, b agent.TaskStatus) bool {
 		a.Round == b.Round && a.State == b.State && a.Reason == b.Reason && a.URL == b.URL && a.Restarts == b.Restarts && a.PID == b.PID
 }
 
-// fail stops the engine for good.
-func (t *task) fail(ctx context.Context, reason string) time.Duration {
+// late fails a task whose engine does not get ready in time.
+func (t *task) late(ctx context.Context) time.Duration {
+	reason := "not ready after " + startTimeoutOf(t.as).String()
 	if line := engine.FailureReason(lastLines(t.dir.LogPath(), reasonLines)); line != "" {
 		reason += ": " + line
 	}
+	return t.fail(ctx, reason)
+}
+
+// fail stops the engine for good.
+func (t *task) fail(ctx context.Context, reason string) time.Duration {
 	t.logger.Warn("task has failed", "cause", reason)
 	if !t.stopShim(ctx, t.as) {
 		return t.d.pace.look

@@ -46,10 +46,20 @@ func (t *task) look(ctx context.Context) time.Duration {
 			t.movePort(ctx)
 		}
 		t.restarts = st.Restarts
+		if t.hopeless(&st) {
+			return t.fail(ctx, st.Reason)
+		}
 		return t.d.pace.eager
 	default: // it is about to end
 		return t.d.pace.eager
 	}
+}
+
+// hopeless tells whether an engine has died so early and so often that its next start would do the same: what is wrong with
+// a new revision should be known in seconds. The parts of an engine of several die of each other, and a port
+// that was taken is not the engine's fault.
+func (t *task) hopeless(st *shim.Status) bool {
+	return st.Restarts > t.d.pace.newRestarts && t.as.Parts <= 1 && !engine.AddressInUse(st.Reason) && !t.everReady()
 }
 
 // ended handles a shim that is no more, although its task is wished.
@@ -128,7 +138,7 @@ func (t *task) watch(ctx context.Context, st shim.Status) time.Duration {
 		t.ready(st)
 		return t.d.pace.look
 	case age > startTimeoutOf(t.as):
-		return t.fail(ctx, "not ready after "+startTimeoutOf(t.as).String())
+		return t.late(ctx)
 	case age > t.d.pace.eagerFor:
 		return t.d.pace.calm
 	}

@@ -182,37 +182,72 @@ func newDaemon(ctx context.Context, name, control, host string, o agentOptions, 
 func joined(ctx context.Context, o agentOptions, addr net.Addr, logger *slog.Logger) (*member, error) {
 	m := &member{folder: filepath.Join(o.data, "tls"), logger: logger}
 	creds, err := trust.LoadDir(m.folder)
-	if err == nil {
-		if m.membership, err = readMembership(o.data); err != nil {
-			return nil, err
-		}
-		if o.name != "" && o.name != m.Name {
-			return nil, hinted(fmt.Errorf("this host has joined as %s, not as %s", m.Name, o.name), "leave --name out, or remove %s to join anew", o.data)
-		}
-		if o.join != "" {
-			m.URL = o.join // where it is now
-		}
-		m.creds = creds
-		m.address, err = addressOf(o.address, addr, m.URL)
-		return m, err
+	if errors.Is(err, trust.ErrNotJoined) {
+		return m, m.joinFirst(ctx, o, addr)
 	}
-	if !errors.Is(err, trust.ErrNotJoined) {
+	if err != nil {
 		return nil, err
 	}
-	return m, m.joinFirst(ctx, o, addr)
+	if m.membership, err = readMembership(o.data); err != nil {
+		return nil, err
+	}
+	if o.name != "" && o.name != m.Name {
+		return nil, hinted(fmt.Errorf("this host has joined as %s, not as %s", m.Name, o.name), "leave --name out, or remove %s to join anew", o.data)
+	}
+	if o.join != "" {
+		m.URL = o.join // where it is now
+	}
+	if again, err := m.mayJoinAgain(o, creds); err != nil {
+		return nil, err
+	} else if again {
+		o.name, o.join = m.Name, m.URL
+		return m, m.joinFirst(ctx, o, addr)
+	}
+	m.creds = creds
+	m.address, err = addressOf(o.address, addr, m.URL)
+	return m, err
+}
+
+// mayJoinAgain tells whether the certificate is worth nothing any more and there is a token for another one. A token
+// is otherwise left alone: whoever starts the agent may always give the one that it has joined with.
+func (m *member) mayJoinAgain(o agentOptions, creds *trust.Credentials) (bool, error) {
+	text, err := o.joinToken()
+	if text == "" {
+		if err != nil {
+			m.logger.Debug("no token, and none is needed", "err", err)
+		}
+		return false, nil
+	}
+	token, err := trust.ParseToken(text)
+	if err != nil {
+		return false, err
+	}
+	if !creds.Knows(token) {
+		return false, hinted(fmt.Errorf("this host has joined the control plane %s, and the token is of another one", creds.Identity().Control),
+			"leave --token out, or remove %s to join the other one", m.folder)
+	}
+	return creds.Valid() != nil, nil
+}
+
+// joinToken is the token that was given, empty if none was.
+func (o agentOptions) joinToken() (string, error) {
+	if o.tokenFile == "" {
+		return strings.TrimSpace(o.token), nil
+	}
+	data, err := os.ReadFile(o.tokenFile)
+	if err != nil {
+		return "", fmt.Errorf("--token-file: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
 }
 
 // joinFirst joins with a token.
 func (m *member) joinFirst(ctx context.Context, o agentOptions, addr net.Addr) error {
-	text := o.token
-	if o.tokenFile != "" {
-		data, err := os.ReadFile(o.tokenFile)
-		if err != nil {
-			return fmt.Errorf("--token-file: %w", err)
-		}
-		text = string(data)
+	text, err := o.joinToken()
+	if err != nil {
+		return err
 	}
-	if o.join == "" || strings.TrimSpace(text) == "" {
+	if o.join == "" || text == "" {
 		return hinted(errors.New("this host has not joined a control plane yet, as "+o.data+" tells"),
 			"run `mobula token` where the control plane is: it prints the command to run here")
 	}

@@ -223,7 +223,7 @@ func (c *ctl) describeHost(s *sheet, v *control.View, h *mobula.Host) {
 	if h.Cordoned {
 		s.coloured("Cordoned", yellow, "it gets no new replicas, until mobula cordon "+h.Name+" --off")
 	}
-	if !h.Heard.IsZero() {
+	if h.Silent != "" && !h.Heard.IsZero() {
 		s.field("Heard", c.since(h.Heard)+" ago")
 	}
 	u := usages(v)[h.Name]

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/control"
@@ -151,13 +152,22 @@ func (c *ctl) hostTable(v *control.View, hosts []mobula.Host, wide bool) *table 
 	used := usages(v)
 	for _, h := range hosts {
 		u := used[h.Name]
-		row := []any{h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), u.utilization(), strconv.Itoa(u.replicas), c.since(h.Heard)}
+		row := []any{h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), u.utilization(), strconv.Itoa(u.replicas), heard(&h, c.since)}
 		if wide {
 			row = append(row, gpuNames(&h), strconv.Itoa(h.Slots), h.Address, h.Version, labels(h.Labels))
 		}
 		t.add(append(row, hostReason(&h))...)
 	}
 	return t
+}
+
+// heard tells when a host has answered last. A control plane is always asking one that answers, and a view says
+// when it was made, not now.
+func heard(h *mobula.Host, since func(time.Time) string) string {
+	if h.Silent == "" && !h.Heard.IsZero() {
+		return "now"
+	}
+	return since(h.Heard)
 }
 
 // hostState is Ready, Cordoned or Silent.

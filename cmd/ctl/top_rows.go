@@ -171,7 +171,7 @@ func (m topModel) hosts() *table {
 		if u.devices > 0 {
 			util = fmt.Sprintf("%s %4s", bar(u.busy/float64(u.devices), kvBar), util)
 		}
-		t.add(h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), util, strconv.Itoa(u.replicas), m.ago(h.Heard), hostReason(&h))
+		t.add(h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), util, strconv.Itoa(u.replicas), heard(&h, m.ago), hostReason(&h))
 	}
 	return t
 }

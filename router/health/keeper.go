@@ -160,6 +160,10 @@ func (k *Keeper) Update(h mobula.Health, models []mobula.Model) {
 // costs a map look-up and two atomic loads; it never waits for anything but, after a
 // failure, another report on the same endpoint.
 func (k *Keeper) Report(e *pick.Endpoint, o proxy.Outcome) {
+	if o.Cause == proxy.CauseMissing {
+		k.missing(e)
+		return
+	}
 	if o.Cause != proxy.CauseOK && !o.Cause.Failed() {
 		return // the client's doing, or a busy engine: says neither good nor bad
 	}
@@ -176,6 +180,22 @@ func (k *Keeper) Report(e *pick.Endpoint, o proxy.Outcome) {
 	}
 	if !m.calm.Load() {
 		m.take(input{event: requestGood, late: e.Serving}, nil)
+	}
+}
+
+// missing has the models read again of e, which has one no more, and of all that serve the same base model: another
+// one may have it now.
+func (k *Keeper) missing(e *pick.Endpoint) {
+	for _, m := range k.members.Load().byID {
+		m.mu.Lock()
+		asked := !m.ended && slices.ContainsFunc(m.cards, func(c mobula.Card) bool {
+			return slices.ContainsFunc(e.Cards, func(own mobula.Card) bool { return own.ID == c.ID && own.Parent == "" })
+		})
+		m.missing = m.missing || asked
+		m.mu.Unlock()
+		if asked {
+			m.poke()
+		}
 	}
 }
 

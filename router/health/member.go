@@ -35,6 +35,7 @@ type member struct {
 	cards     []mobula.Card
 	learned   bool // cards are the engine's own
 	relearn   bool // read them again now
+	missing   bool // read them again soon: a request has missed one of them
 	heard     bool // the first answers are in, or are known not to come
 	scraped   engine.Metrics
 	scrapedAt time.Time
@@ -219,8 +220,9 @@ func (m *member) watch(ctx context.Context) {
 
 // Pace and patience that the fleet file does not say.
 const (
-	learnEvery  = time.Second     // while models could not be read
-	slowTimeout = 5 * time.Second // at least, for all but /health
+	learnEvery   = time.Second            // while models could not be read
+	missingAfter = 100 * time.Millisecond // between two readings for requests that miss a model
+	slowTimeout  = 5 * time.Second        // at least, for all but /health
 )
 
 // due tells when t is to be done next, and whether at all in this state.
@@ -247,6 +249,9 @@ func (m *member) due(t task, s *schedule) (at time.Time, wanted bool) {
 	case taskModels:
 		if m.relearn && up {
 			return at, true
+		}
+		if m.missing && up {
+			return s.last[t].Add(missingAfter), true
 		}
 		every, wanted = time.Duration(h.ModelsInterval), up || m.machine.state == stateNew
 		if !m.learned && !engine.Unauthorized(m.modelsErr) {
@@ -276,7 +281,7 @@ func (m *member) begin(t task) func(context.Context) result {
 	e, model := m.spec, m.baseModel()
 	r := result{task: t, epoch: m.machine.epoch}
 	if t == taskModels {
-		m.relearn = false
+		m.relearn, m.missing = false, false
 	}
 	return func(ctx context.Context) result {
 		ctx, cancel := context.WithTimeout(ctx, timeout)

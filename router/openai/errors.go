@@ -37,6 +37,8 @@ func failureOf(err error) *failure {
 	case proxy.CauseConnect, proxy.CauseDraining:
 		f.status = http.StatusServiceUnavailable
 		f.retryAfter = max(f.retryAfter, time.Second)
+	case proxy.CauseMissing:
+		f.status, f.param, f.message = http.StatusNotFound, "model", "no engine has loaded the model now"
 	case proxy.CauseBusy:
 		f.status = http.StatusTooManyRequests
 		f.retryAfter = max(f.retryAfter, time.Second)

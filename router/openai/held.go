@@ -20,6 +20,10 @@ const (
 	maxBroken = 2
 	// brokenPause lets the router notice meanwhile, doubled by each.
 	brokenPause = 100 * time.Millisecond
+	// maxMissing bounds how often it does because no engine that was to have its LoRA had it, with a pause doubled by
+	// each: the router reads again meanwhile who has it.
+	maxMissing   = 5
+	missingPause = 50 * time.Millisecond
 )
 
 // errGivenUp tells that the fleet is not to serve the model any more.
@@ -27,11 +31,12 @@ var errGivenUp = errors.New("given up")
 
 // wait is what a call that may be held remembers.
 type wait struct {
-	since  time.Time // held first, zero for never
-	rounds int
-	broken int
-	again  bool // it has been let go before
-	client waitingClient
+	since   time.Time // held first, zero for never
+	rounds  int
+	broken  int
+	missing int
+	again   bool // it has been let go before
+	client  waitingClient
 }
 
 // place has a request wait until something serves its model, and carries it there. One whose engine is
@@ -40,6 +45,7 @@ func (c *call) place(s *pick.Snapshot, client proxy.Client) error {
 	defer func() { c.pass.Done() }() // a hook may panic
 	c.wait = wait{client: waitingClient{Client: client, call: c}}
 	x := &c.exchange
+	x.MayMiss = c.group.Model != c.group.Base && len(c.fields.previous) == 0
 	x.Client, x.Limit = &c.wait.client, c.started.Add(time.Duration(c.settings.router.Timeouts.Total))
 	for {
 		if c.edge.flow.Held() > 0 || !c.group.Serves(c.route.kinds) {
@@ -130,6 +136,10 @@ func (c *call) another(r proxy.Result) bool {
 		}
 		w.again = true
 		return w.rounds <= maxRounds
+	case p.Cause == proxy.CauseMissing:
+		w.missing++
+		w.again = true
+		return w.missing <= maxMissing && flow.Pause(w.client.Client, missingPause<<w.missing)
 	case p.Cause == proxy.CauseReset, p.Cause == proxy.CauseTruncated:
 		w.broken++
 		w.again = true

@@ -68,7 +68,7 @@ func refusesUs(status int) bool {
 
 // ours tells whether the answer at hand, a fault that is not tried elsewhere, is kept from the client.
 func (t *task) ours(c Cause) bool {
-	t.over = c == CauseStatus && t.endpoint.Provider != nil && refusesUs(t.head.status)
+	t.over = c == CauseMissing || c == CauseStatus && t.endpoint.Provider != nil && refusesUs(t.head.status)
 	return t.over
 }
 

@@ -50,6 +50,9 @@ type Exchange struct {
 	Outside func(e *pick.Endpoint) (target string, fields, body []byte)
 	// Owned has the request go to an endpoint that drains too, for it is about what that one has begun.
 	Owned bool
+	// MayMiss tells that engines have the model for a time only, as they have LoRAs: a 404 of one that does not have it
+	// any more is tried elsewhere, and does not go to the client.
+	MayMiss bool
 	// Limit is when all must have ended; zero is Timeouts.Total from now.
 	Limit time.Time
 	// AnswerFields, if not nil, appends header lines to an answer's, for what depends on the endpoint.
@@ -82,6 +85,7 @@ const (
 	CauseClientGone              // the client left, or took nothing for too long
 	CauseBusy                    // 429: the engine is alive and wants no more now; or a provider has all that it may have
 	CauseDraining                // nobody in the list takes new requests any more; nothing was sent
+	CauseMissing                 // 404 to what may be missing (Exchange.MayMiss)
 	CauseConnect                 // no connection: refused, unreachable or timed out
 	CauseReset                   // the connection ended before the answer's first byte
 	CauseFirstByte               // no first byte in time
@@ -93,7 +97,7 @@ const (
 
 // String gives the cause as a metric label.
 func (c Cause) String() string {
-	return [...]string{"ok", "client_gone", "busy", "draining", "connect", "reset", "first_byte_timeout", "status_5xx", "protocol", "truncated", "idle_timeout"}[c]
+	return [...]string{"ok", "client_gone", "busy", "draining", "missing", "connect", "reset", "first_byte_timeout", "status_5xx", "protocol", "truncated", "idle_timeout"}[c]
 }
 
 // Failed tells whether the engine is to blame.

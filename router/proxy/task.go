@@ -190,6 +190,8 @@ func (t *task) fault() Cause {
 		return CauseStatus
 	case s == http.StatusTooManyRequests:
 		return CauseBusy
+	case s == http.StatusNotFound && t.x.MayMiss && t.endpoint.Provider == nil:
+		return CauseMissing
 	case s < 500 || s == http.StatusNotImplemented || s == http.StatusHTTPVersionNotSupported:
 		return CauseOK
 	case s == http.StatusInternalServerError && len(t.x.Body) > 0 && t.x.Body[0] == '{' && !utf8.Valid(t.x.Body):
@@ -229,7 +231,7 @@ func (t *task) moves(c Cause) bool {
 	switch {
 	case next < 0:
 		return false
-	case c == CauseConnect || c == CauseReset:
+	case c == CauseConnect || c == CauseReset || c == CauseMissing:
 		return true
 	}
 	return t.endpoint.Live.Ejected.Load() && !t.x.List[next].Live.Ejected.Load()

@@ -87,3 +87,48 @@ models:
 	f.Await("nobody waits", func() bool { return f.Status("org/few").Load.Held == 0 })
 	refused("org/short", "scaling.heldFor allows")
 }
+
+func TestAModelFollowsItsLoad(t *testing.T) {
+	f := oneHost(t, fleetHead+`
+models:
+  - name: org/chat
+    replicas: 1-3
+    engine: {kind: sim, args: [--prefill-rate, "2000", --itl, 2ms]}
+    scaling: {upAfter: 1s, downAfter: 3s, ttft: 1s}
+`)
+	f.AwaitReady("org/chat", 1)
+	load := f.TrafficOf("org/chat", 12, true, strings.Repeat("word ", 800))
+	f.Await("more than one replica", func() bool { return len(f.Ready("org/chat")) > 1 })
+	up := f.Status("org/chat")
+	require.Contains(t, up.ScaleReason, " → ")
+	require.Contains(t, up.ScaleReason, "prompt tokens")
+	require.Positive(t, up.Load.PromptTokens)
+	require.Contains(t, f.Run("get"), up.ScaleReason)
+	load.More(20)
+	load.End()
+
+	idle := f.Traffic("org/chat", 1, true) // what goes must not take requests with it
+	f.Await("one replica again", func() bool { return f.Status("org/chat").Wanted == 1 && len(f.Replicas()) == 1 })
+	require.Contains(t, f.Run("describe", "model", "org/chat"), "no more needed for 3s")
+	idle.End()
+}
+
+func TestAModelSleepsAndWakesUpForARequest(t *testing.T) {
+	f := oneHost(t, fleetHead+`
+models:
+  - name: org/chat
+    replicas: 0-1
+    engine: {kind: sim}
+    scaling: {sleep: true, zeroAfter: 2s}
+`)
+	f.Burst("org/chat", 1)
+	engine := f.Processes("sim")
+	require.Len(t, engine, 1)
+	for range 2 {
+		f.Await("it sleeps", func() bool { return f.Status("org/chat").Asleep == 1 })
+		require.Contains(t, f.Run("get", "replicas"), "Asleep")
+		require.Empty(t, f.Ready("org/chat"))
+		f.Burst("org/chat", 10)
+		require.Equal(t, engine, f.Processes("sim"), "the same process")
+	}
+}

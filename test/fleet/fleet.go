@@ -7,6 +7,7 @@ package fleet
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -31,7 +32,7 @@ import (
 	"github.com/mobula-serve/mobula/control"
 )
 
-// patience bounds every wait. It is generous: the machine is shared.
+// patience bounds every wait unless Options say otherwise. It is generous: the machine is shared.
 const patience = 90 * time.Second
 
 // Machine is where a part of the fleet runs.
@@ -56,16 +57,18 @@ func Loopback(names ...string) []Machine {
 
 // Fleet is a running fleet.
 type Fleet struct {
-	t      testing.TB
-	binary string
-	dir    string
-	head   Machine
-	hosts  []Machine
-	slots  int
-	config string
-	token  string
-	procs  map[string]*proc
-	client *http.Client
+	t        testing.TB
+	binary   string
+	dir      string
+	head     Machine
+	router   Machine
+	hosts    []Machine
+	patience time.Duration
+	slots    int
+	config   string
+	token    string
+	procs    map[string]*proc
+	client   *http.Client
 	// URL is the router's, Control the control plane's.
 	URL, Control string
 }
@@ -77,6 +80,10 @@ type Options struct {
 	// Head is where the control plane and the router run, Hosts where agents do.
 	Head  Machine
 	Hosts []Machine
+	// Router is where the router and the clients run. Default: Head.
+	Router Machine
+	// Patience bounds every wait. Default 90s.
+	Patience time.Duration
 	// Slots of each host. Default 4.
 	Slots int
 	// File is the fleet file.
@@ -86,15 +93,19 @@ type Options struct {
 // New starts a fleet, which ends with the test. The fleet file is applied; New does not wait for engines.
 func New(tb testing.TB, o Options) *Fleet {
 	tb.Helper()
-	f := &Fleet{t: tb, binary: o.Binary, dir: tb.TempDir(), head: o.Head, hosts: o.Hosts, slots: o.Slots, procs: map[string]*proc{}}
+	f := &Fleet{t: tb, binary: o.Binary, dir: tb.TempDir(), head: o.Head, hosts: o.Hosts, slots: o.Slots, procs: map[string]*proc{}, router: o.Router}
+	f.patience = cmp.Or(o.Patience, patience)
+	if f.router.Name == "" {
+		f.router = f.head
+	}
 	if f.slots == 0 {
 		f.slots = 4
 	}
-	dial := o.Head.Dial
+	dial := f.router.Dial
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
-	f.client = &http.Client{Timeout: 2 * patience, Transport: &http.Transport{MaxIdleConnsPerHost: 256, DialContext: dial}}
+	f.client = &http.Client{Timeout: 2 * f.patience, Transport: &http.Transport{MaxIdleConnsPerHost: 256, DialContext: dial}}
 	tb.Cleanup(f.end)
 	f.config = filepath.Join(f.dir, "control", "client.json")
 	f.StartControl()
@@ -168,7 +179,7 @@ func (f *Fleet) start(m Machine, name string, args ...string) string {
 	case line := <-first:
 		require.NotEmpty(f.t, line, "%s ended: %s", name, p.log)
 		return line
-	case <-time.After(patience):
+	case <-time.After(f.patience):
 		f.t.Fatalf("%s says nothing: %s", name, p.log)
 		return ""
 	}
@@ -198,7 +209,7 @@ func (f *Fleet) Stop(name string) {
 		if p.err != nil {
 			f.t.Errorf("%s ended with %v\n%s", name, p.err, p.log)
 		}
-	case <-time.After(patience):
+	case <-time.After(f.patience):
 		_ = p.cmd.Process.Kill()
 		<-p.done
 		f.t.Errorf("%s did not stop\n%s", name, p.log)
@@ -238,11 +249,11 @@ func (f *Fleet) StartAgent(name string) {
 // StartRouter starts the router, again on the same port.
 func (f *Fleet) StartRouter() {
 	f.t.Helper()
-	address := f.head.IP + ":0"
+	address := f.router.IP + ":0"
 	if f.URL != "" {
 		address = strings.TrimPrefix(f.URL, "http://")
 	}
-	line := f.start(f.head, "router", "router", "--config", f.config, "--listen", address)
+	line := f.start(f.router, "router", "router", "--config", f.config, "--listen", address)
 	f.URL = strings.TrimPrefix(line, "listening on ")
 }
 
@@ -288,6 +299,14 @@ func (f *Fleet) Replicas() []control.ReplicaStatus {
 	return all
 }
 
+// Hosts are all that have joined.
+func (f *Fleet) Hosts() []mobula.Host {
+	f.t.Helper()
+	var all []mobula.Host
+	require.NoError(f.t, json.Unmarshal([]byte(f.Run("get", "hosts", "-o", "json")), &all))
+	return all
+}
+
 // Models are all that are placed.
 func (f *Fleet) Models() []control.ModelStatus {
 	f.t.Helper()
@@ -307,7 +326,7 @@ func (f *Fleet) Ready(model string) []control.ReplicaStatus {
 // Await waits for a condition.
 func (f *Fleet) Await(what string, ok func() bool) {
 	f.t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(f.patience); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			state, _ := f.TryRun("get", "-o", "wide")
 			events, _ := f.TryRun("events")
@@ -337,6 +356,13 @@ func (f *Fleet) logs() string {
 func (f *Fleet) Processes(kind string) []int {
 	return processes(func(args []string, env string) bool {
 		return len(args) > 1 && args[1] == kind && (strings.Contains(strings.Join(args, " "), f.dir) || strings.Contains(env, f.mark()))
+	})
+}
+
+// Engines are the pids of all that runs of the engines, whatever they have started too.
+func (f *Fleet) Engines() []int {
+	return processes(func(args []string, env string) bool {
+		return (len(args) < 2 || args[1] != "shim") && strings.Contains(env, f.mark()) && strings.Contains(env, "MOBULA_TASK=")
 	})
 }
 
@@ -377,7 +403,7 @@ func processes(want func(args []string, env string) bool) []int {
 func (f *Fleet) end() {
 	if f.procs["control"] != nil && !f.t.Failed() {
 		if _, err := f.TryRun("delete", "--all", "--yes"); err == nil {
-			for end := time.Now().Add(patience); len(f.Processes("shim"))+len(f.Processes("sim")) > 0; time.Sleep(50 * time.Millisecond) {
+			for end := time.Now().Add(f.patience); len(f.Processes("shim"))+len(f.Engines()) > 0; time.Sleep(50 * time.Millisecond) {
 				if time.Now().After(end) {
 					f.t.Errorf("engines are left after delete\n%s", f.logs())
 					break

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -16,17 +17,20 @@ import (
 // Model is what the scenarios' fleets serve.
 const Model = "org/chat"
 
+// HostTimeout is theirs.
+const HostTimeout = 3 * time.Second
+
 // File is a fleet file with one simulated model.
 func File(replicas, more string) string {
 	return fmt.Sprintf(`apiVersion: mobula/v1
 kind: Fleet
-platform: {static: {hostTimeout: 3s}}
+platform: {static: {hostTimeout: %s}}
 models:
   - name: %s
     aliases: [chat]
     replicas: %s
     engine: {kind: sim, args: [--itl, 5ms]%s
-`, Model, replicas, more)
+`, HostTimeout, Model, replicas, more)
 }
 
 // Plain is File without anything special.
@@ -140,13 +144,13 @@ func Life(t *testing.T, o Options) {
 func bad() string {
 	return fmt.Sprintf(`apiVersion: mobula/v1
 kind: Fleet
-platform: {static: {hostTimeout: 3s}}
+platform: {static: {hostTimeout: %s}}
 models:
   - name: %s
     aliases: [chat]
     replicas: 3
     engine: {kind: sim, args: [--no-such-flag]}
-`, Model)
+`, HostTimeout, Model)
 }
 
 // urls are where the replicas serve, sorted.

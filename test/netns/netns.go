@@ -165,6 +165,29 @@ func (h *Host) Partition(on bool) error {
 	})
 }
 
+// Cut loses all packets between two hosts, or no more. All others still reach both.
+func (l *Lab) Cut(a, b string, on bool) error {
+	return errors.Join(l.Host(a).lose(l.Host(b), on), l.Host(b).lose(l.Host(a), on))
+}
+
+// lose sends what is for to where nobody is.
+func (h *Host) lose(to *Host, on bool) error {
+	return in(h.ns, func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		entry := &netlink.Neigh{
+			LinkIndex: eth0.Attrs().Index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
+			IP: net.ParseIP(to.IP), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 0},
+		}
+		if on {
+			return netlink.NeighSet(entry)
+		}
+		return netlink.NeighDel(entry)
+	})
+}
+
 // newNamespace makes one that lives as long as the handle is open.
 func newNamespace() (ns netns.NsHandle, err error) {
 	done := make(chan struct{})

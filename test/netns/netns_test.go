@@ -13,7 +13,7 @@ import (
 )
 
 func TestHostsReachEachOtherUnlessPartitioned(t *testing.T) {
-	lab := New(t, "a", "b")
+	lab := New(t, "a", "b", "c")
 	a, b := lab.Host("a"), lab.Host("b")
 	var l net.Listener
 	require.NoError(t, in(b.ns, func() (err error) {
@@ -41,8 +41,15 @@ func TestHostsReachEachOtherUnlessPartitioned(t *testing.T) {
 		return err
 	}
 	require.Eventually(t, func() bool { return dial(time.Second) == nil }, time.Minute, 10*time.Millisecond)
-	require.NoError(t, b.Partition(true))
-	require.Error(t, dial(200*time.Millisecond))
-	require.NoError(t, b.Partition(false))
-	require.Eventually(t, func() bool { return dial(time.Second) == nil }, time.Minute, 10*time.Millisecond)
+	for _, cut := range []func(on bool) error{
+		b.Partition,
+		func(on bool) error { return lab.Cut("a", "b", on) },
+	} {
+		require.NoError(t, cut(true))
+		require.Error(t, dial(200*time.Millisecond))
+		require.NoError(t, cut(false))
+		require.Eventually(t, func() bool { return dial(time.Second) == nil }, time.Minute, 10*time.Millisecond)
+	}
+	require.NoError(t, lab.Cut("c", "b", true))
+	require.NoError(t, dial(time.Minute), "the others still reach each other")
 }
