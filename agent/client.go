@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -163,6 +164,9 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 		req.Header.Set("Content-Type", "application/json")
 	}
 	res, err := c.http.Do(req)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("agent %s does not answer: %w", c.base, context.DeadlineExceeded)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err) // a *url.Error: method, URL and cause
 	}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -214,6 +215,7 @@ func TestScaleDrainsTheIdlest(t *testing.T) {
 		b.pass(10 * time.Second)
 		require.Equal(t, 5, b.model("a").Ready)
 		require.True(t, b.model("a").Scaled)
+		require.Equal(t, "by hand", b.model("a").ScaleReason)
 		require.NoError(t, b.Scale(t.Context(), "a", -1))
 		b.pass(30 * time.Second)
 		require.Equal(t, 3, b.model("a").Ready)
@@ -315,6 +317,8 @@ func TestUnreachableReplicaIsSuspectThenReplaced(t *testing.T) {
 		require.Empty(t, b.replicas(mobula.StateSuspect))
 		b.pass(6 * time.Second)
 		require.Equal(t, ids[:1], b.replicas(mobula.StateSuspect))
+		i := slices.IndexFunc(b.view().Replicas, func(r ReplicaStatus) bool { return r.ID == ids[0] })
+		require.Regexp(t, "^routers can't reach it", b.view().Replicas[i].Reason)
 		require.Contains(t, b.reasons(), "ReplicaSuspect")
 		b.pass(6 * time.Minute)
 		require.NotContains(t, b.replicas(mobula.StateReady), ids[0])
@@ -347,5 +351,14 @@ func TestDeleteAndRemoval(t *testing.T) {
 		deployments, err := b.placer.Deployments(t.Context(), "lab")
 		require.NoError(t, err)
 		require.Empty(t, deployments)
+	})
+}
+
+func TestHostsAreShownBeforeTheFirstApply(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.SetHosts(mobula.Host{Name: "h1", Slots: 1}, mobula.Host{Name: "h2", Slots: 1})
+		b.pass(5 * time.Second)
+		require.Len(t, b.view().Hosts, 2)
 	})
 }

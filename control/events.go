@@ -89,19 +89,23 @@ func changes(before, after *observation) (all []Event) {
 			all = append(all, e)
 		}
 	}
-	silent := make(map[string]string, len(before.hosts))
+	knew := make(map[string]*mobula.Host, len(before.hosts))
 	for i := range before.hosts {
-		silent[before.hosts[i].Name] = before.hosts[i].Silent
+		knew[before.hosts[i].Name] = &before.hosts[i]
 	}
 	for i := range after.hosts {
 		h := &after.hosts[i]
 		e := Event{Object: "host/" + h.Name}
-		switch was, known := silent[h.Name]; {
-		case !known:
+		switch was := knew[h.Name]; {
+		case was == nil && h.Heard.IsZero():
+			e.Reason, e.Message = "HostJoined", "host "+h.Name+" is there, and is asked what it has"
+		case was == nil:
 			e.Reason, e.Message = "HostJoined", fmt.Sprintf("host %s is there with %d GPUs", h.Name, len(h.Devices))
-		case h.Silent != "" && was == "":
+		case h.Silent != "" && was.Silent == "":
 			e.Reason, e.Message, e.Warning = "HostSilent", h.Silent, true
-		case h.Silent == "" && was != "":
+		case h.Silent == "" && was.Heard.IsZero(): // since we started
+			e.Reason, e.Message = "HostAnswers", fmt.Sprintf("it has %d GPUs", len(h.Devices))
+		case h.Silent == "" && was.Silent != "":
 			e.Reason, e.Message = "HostBack", "it answers again"
 		default:
 			continue

@@ -28,6 +28,7 @@ func (c *Control) reconcile(ctx context.Context) (again bool) {
 	known := c.observe(ctx)
 	c.evict(ctx)
 	if !known {
+		c.publish() // hosts join before there is a fleet
 		return false
 	}
 	decisions, again := c.decide()

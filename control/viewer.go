@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mobula-serve/mobula"
@@ -92,7 +93,7 @@ func (c *Control) replicaStatus(r *mobula.Replica, now time.Time) ReplicaStatus 
 		}
 		s.Cordoned = m.Person
 	case r.State == mobula.StateReady && away >= suspectAfter:
-		s.State, s.Since, s.Reason = mobula.StateSuspect, now.Add(-away), cmp.Or(s.Load.Reason, "routers can't reach it")
+		s.State, s.Since, s.Reason = mobula.StateSuspect, now.Add(-away), strings.TrimSuffix("routers can't reach it: "+s.Load.Reason, ": ")
 	}
 	return s
 }
@@ -112,6 +113,9 @@ func (c *Control) modelStatus(name string, replicas []ReplicaStatus, now time.Ti
 			// Decided, and not planned for yet: what was complete is not.
 			s.Rollout, s.Reason = RolloutProgressing, "waits for the platform"
 		}
+	}
+	if s.Scaled {
+		s.ScaleReason = "by hand"
 	}
 	if mem.Pin == "" && mem.Good != mem.Target {
 		s.Previous = mem.Good

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -19,27 +18,12 @@ import (
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/agent"
-	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/control/client"
 	"github.com/mobula-serve/mobula/trust"
 )
 
-// Backend is the control plane behind the API: client.API without the join tokens. Its errors wrap those of
-// packages control and adapters. View and Events that wait end with ctx: with what there is, or with its error.
-type Backend interface {
-	Apply(ctx context.Context, file []byte, source string, dry, force bool) (*control.Change, error)
-	Fleet(ctx context.Context) ([]byte, error)
-	View(ctx context.Context, after int64) (*control.View, error)
-	Events(ctx context.Context, after int64, wait bool) ([]control.Event, error)
-	Scale(ctx context.Context, model string, replicas int) error
-	Drain(ctx context.Context, replica string, on bool) error
-	Cordon(ctx context.Context, host string, on, drain bool) error
-	Forget(ctx context.Context, host string) error
-	Restart(ctx context.Context, model string) error
-	Rollback(ctx context.Context, model string) error
-	Delete(ctx context.Context, model string) error
-	Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error)
-	Report(ctx context.Context, r mobula.Report) error
-}
+// Backend is the control plane behind the API. Its errors wrap those of packages control and adapters.
+type Backend = client.Plane
 
 // Tokens makes and checks join tokens.
 type Tokens interface {

@@ -10,9 +10,9 @@ import (
 	"github.com/mobula-serve/mobula/control"
 )
 
-// API is what a control plane offers to people. *Client is one over HTTP. Errors that the control
-// plane answered with are *Error.
-type API interface {
+// Plane is a control plane: *control.Control is one, and *Client over HTTP. Errors that the control plane
+// answered with are *Error; View and Events that wait fail when ctx ends.
+type Plane interface {
 	// Apply makes the fleet file (YAML, as written) what is wanted. source says where it comes from, for
 	// people ("fleet.yaml on host by user"). dry only tells what would change. force allows what would else be
 	// refused with code "conflict": a fleet of another name, or models removed by a file from another source.
@@ -40,10 +40,15 @@ type API interface {
 	Delete(ctx context.Context, model string) error
 	// Logs reads what a replica's engine prints.
 	Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error)
-	// Token makes a join token for agents; it is shown once.
-	Token(ctx context.Context) (string, error)
 	// Report tells the control plane how a router fares.
 	Report(ctx context.Context, r mobula.Report) error
+}
+
+// API is what a control plane offers to people: itself, and join tokens for agents.
+type API interface {
+	Plane
+	// Token makes a join token for agents; it is shown once.
+	Token(ctx context.Context) (string, error)
 }
 
 // Error is an error that the control plane answered with.

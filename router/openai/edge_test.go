@@ -165,7 +165,7 @@ func TestResponsesGoBackToTheirEngine(t *testing.T) {
 func TestFailureOf(t *testing.T) {
 	for cause, want := range map[proxy.Cause]int{
 		proxy.CauseConnect: 503, proxy.CauseReset: 502, proxy.CauseFirstByte: 504, proxy.CauseIdle: 504,
-		proxy.CauseStatus: 502, proxy.CauseProtocol: 502, proxy.CauseBusy: 429, proxy.CauseTruncated: 502,
+		proxy.CauseStatus: 502, proxy.CauseProtocol: 502, proxy.CauseBusy: 429, proxy.CauseTruncated: 502, proxy.CauseMissing: 404,
 	} {
 		require.Equal(t, want, failureOf(fmt.Errorf("do: %w", &proxy.Error{Cause: cause})).status, cause)
 	}

@@ -106,6 +106,7 @@ func New(tb testing.TB, o Options) *Fleet {
 		dial = new(net.Dialer).DialContext
 	}
 	f.client = &http.Client{Timeout: 2 * f.patience, Transport: &http.Transport{MaxIdleConnsPerHost: 256, DialContext: dial}}
+	f.guard(tb)
 	tb.Cleanup(f.end)
 	f.config = filepath.Join(f.dir, "control", "client.json")
 	f.StartControl()
@@ -235,7 +236,7 @@ func (f *Fleet) StartAgent(name string) {
 	f.t.Helper()
 	i := slices.IndexFunc(f.hosts, func(m Machine) bool { return m.Name == name })
 	h := f.hosts[i]
-	args := []string{"agent", "--data", filepath.Join(f.dir, name), "--slots", strconv.Itoa(f.slots), "--listen"}
+	args := []string{"agent", "--data", f.Data(name), "--slots", strconv.Itoa(f.slots), "--listen"}
 	port := filepath.Join(f.dir, name+".address")
 	if address, err := os.ReadFile(port); err == nil {
 		f.start(h, name, append(args, string(address))...)
@@ -245,6 +246,9 @@ func (f *Fleet) StartAgent(name string) {
 	address := line[strings.LastIndex(line, " ")+1:]
 	require.NoError(f.t, os.WriteFile(port, []byte(address), 0o600))
 }
+
+// Data is the folder of a host's agent.
+func (f *Fleet) Data(name string) string { return filepath.Join(f.dir, name) }
 
 // StartRouter starts the router, again on the same port.
 func (f *Fleet) StartRouter() {
