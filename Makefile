@@ -1,7 +1,7 @@
 # Mobula: `make run` builds and starts it, `make test` passes the tests; `make help` lists the rest.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := build
-.PHONY: build run test test-real bench bench-peers lint fmt fuzz generate check clean help
+.PHONY: build run test test-real bench bench-control bench-peers lint fmt fuzz generate check clean help
 
 GO       ?= go
 # Only for builds outside a git checkout: else the version is the commit's.
@@ -33,6 +33,9 @@ bench-peers: ## Install the peers of `make bench`: Rust routers from PyPI; nginx
 
 bench: build ## Measure the router beside its peers; ARGS='-h' lists the options
 	$(GO) run ./test/bench $(ARGS)
+
+bench-control: build ## Measure control plane, agents and `mobula up`; ARGS='-h' lists the options
+	$(GO) run ./test/bench/control $(ARGS)
 
 lint: $(LINT) ## Check style and common mistakes
 	$(LINT) run ./...

@@ -150,6 +150,15 @@ func TestTheClientGivesUpWithItsContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
+func TestTheClientSaysWhoDoesNotAnswer(t *testing.T) {
+	c := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err := c.State(ctx, 1, deadline)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Regexp(t, `^agent http://\S+ does not answer: context deadline exceeded$`, err.Error())
+}
+
 func TestAClosedFollowerLetsGo(t *testing.T) {
 	ended := make(chan struct{})
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {

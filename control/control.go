@@ -89,6 +89,7 @@ type Control struct {
 type observation struct {
 	at       time.Time
 	replicas []mobula.Replica // sorted by ID
+	byModel  map[string][]mobula.Replica
 	hosts    []mobula.Host
 	// stale is why it can't be asked, since when.
 	stale string

@@ -100,6 +100,10 @@ func (c *Control) ask(ctx context.Context, fleet string, all bool) (*observation
 		if o.replicas, err = c.o.Placer.Status(ctx, fleet); err != nil {
 			return nil, nil, err
 		}
+		o.byModel = map[string][]mobula.Replica{}
+		for _, r := range o.replicas { // sorted by ID, and so is each part
+			o.byModel[r.Model] = append(o.byModel[r.Model], r)
+		}
 	}
 	if c.hosts != nil {
 		if o.hosts, err = c.hosts.Hosts(ctx); err != nil {
@@ -219,10 +223,6 @@ func (c *Control) situations(now time.Time) []situation {
 		}
 		asked[key.Model][key.Revision] = d
 	}
-	replicas := map[string][]mobula.Replica{}
-	for _, r := range c.observed.replicas { // sorted by ID, and so is each part
-		replicas[r.Model] = append(replicas[r.Model], r)
-	}
 	all := make([]situation, 0, len(names))
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		mem, known := c.models[name]
@@ -235,7 +235,7 @@ func (c *Control) situations(now time.Time) []situation {
 		}
 		all = append(all, situation{
 			now: now, fleet: c.want.name(), name: name, want: want, was: mem,
-			asked: asked[name], replicas: replicas[name], routers: c.routers, leaving: c.want.Leaving,
+			asked: asked[name], replicas: c.observed.byModel[name], routers: c.routers, leaving: c.want.Leaving,
 		})
 	}
 	return all

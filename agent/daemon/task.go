@@ -46,7 +46,7 @@ type pace struct {
 func usualPace() pace {
 	return pace{
 		restarts: 5, newRestarts: 2, backoff: time.Second, maxBackoff: 30 * time.Second, stable: 10 * time.Minute,
-		look: 200 * time.Millisecond, eager: 50 * time.Millisecond, calm: 250 * time.Millisecond, eagerFor: 10 * time.Second,
+		look: 200 * time.Millisecond, eager: 25 * time.Millisecond, calm: 50 * time.Millisecond, eagerFor: 10 * time.Second,
 		probe: time.Second, unwell: 15 * time.Second, idle: 5 * time.Second, partReady: time.Second,
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -40,6 +41,7 @@ type agentOptions struct {
 	listen    string
 	address   string
 	data      string
+	metrics   string
 	slots     int
 	labels    map[string]string
 	log       mobula.Log
@@ -80,6 +82,7 @@ a certificate that it renews by itself, stays in the data folder: later starts n
 	f.StringVar(&o.name, "name", "", "name of this host in the fleet (default its host name)")
 	f.StringVar(&o.listen, "listen", ":8200", "address to listen on, host:port")
 	f.StringVar(&o.address, "address", "", "IP or host name where the control plane and routers reach this host (default the address that leads to the control plane)")
+	f.StringVar(&o.metrics, "metrics", "", "address of GET /metrics for Prometheus, host:port, without TLS (default none)")
 	f.StringVar(&o.data, "data", dataFolder("agent"), "folder for certificates, logs and downloaded models")
 	f.IntVar(&o.slots, "slots", 0, "engines without a GPU that may run here (default none on a host with GPUs, else one for every 4 cores)")
 	f.StringToStringVar(&o.labels, "label", nil, "label of this host, NAME=VALUE; may be repeated")
@@ -131,6 +134,13 @@ func (a *app) agent(ctx context.Context, o agentOptions) error {
 	if err != nil {
 		return err
 	}
+	var scraped net.Listener
+	if o.metrics != "" {
+		if scraped, err = listen(ctx, o.metrics, "--metrics"); err != nil {
+			return err
+		}
+		defer func() { _ = scraped.Close() }()
+	}
 	_, _ = fmt.Fprintf(a.stdout, "agent of host %s listening on %s\n", m.Name, m.address)
 	srv := &http.Server{
 		Handler: d.Handler(), ReadHeaderTimeout: adminHeader, IdleTimeout: adminIdle,
@@ -139,6 +149,9 @@ func (a *app) agent(ctx context.Context, o agentOptions) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.Run(ctx) })
 	g.Go(func() error { return m.announce(ctx) })
+	if scraped != nil {
+		g.Go(func() error { return serveMetrics(ctx, scraped, registry) })
+	}
 	g.Go(func() error {
 		if err := srv.Serve(tls.NewListener(l, m.creds.ServerTLS(trust.RoleControl))); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve the agent: %w", err)
@@ -151,6 +164,19 @@ func (a *app) agent(ctx context.Context, o agentOptions) error {
 	})
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
+	}
+	return nil
+}
+
+// serveMetrics answers GET /metrics until ctx ends.
+func serveMetrics(ctx context.Context, l net.Listener, from prometheus.Gatherer) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{}))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: adminHeader, IdleTimeout: adminIdle}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the agent's metrics: %w", err)
 	}
 	return nil
 }

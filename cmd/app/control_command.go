@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -32,6 +33,10 @@ import (
 
 // controlLife is how long the control plane's own certificate is valid; each start makes a new one.
 const controlLife = 5 * 365 * 24 * time.Hour
+
+// controlGC is the garbage collector's headroom in percent (GOGC): Go's own. A router needs less, and main sets that; a
+// control plane of many hosts would spend most of its time on collections.
+const controlGC = 100
 
 // controlOptions are the flags of `mobula control`.
 type controlOptions struct {
@@ -92,6 +97,9 @@ func dataFolder(name string) string {
 
 func (a *app) control(ctx context.Context, o controlOptions) error {
 	defer outliveReaders()()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(controlGC)
+	}
 	logger, err := newLogger(a.stderr, o.log)
 	if err != nil {
 		return &usageError{err}

@@ -48,12 +48,13 @@ type plane struct {
 	engines   *engine.Client
 	listener  net.Listener
 	logger    *slog.Logger
+	registry  *prometheus.Registry
 }
 
 func newPlane(o planeOptions) (*plane, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(o.Version, ""))
-	p := &plane{engines: engine.NewClient(engine.Options{}), listener: o.Listener, logger: o.Logger}
+	p := &plane{engines: engine.NewClient(engine.Options{}), listener: o.Listener, registry: registry, logger: o.Logger}
 	var err error
 	p.hosts, err = static.NewHosts(static.HostsOptions{Store: o.Store, Control: o.ID, Dial: o.Dial, Logger: o.Logger})
 	if err != nil {

@@ -178,18 +178,30 @@ func routerName() string {
 	return host + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// reportEvery is the time between two reports to the control plane.
-const reportEvery = time.Second
+// Pace of reports to the control plane. Those of a large fleet are large, so they come less often.
+const (
+	reportEvery = time.Second
+	reportMost  = 4 * time.Second        // well below the time after which the control plane thinks that a router is away
+	reportShare = 400 * time.Microsecond // between two reports, for each endpoint
+	changeShare = 50 * time.Microsecond  // the same, when something has changed
+)
+
+// reportPauses gives the least time to the next report and what is waited after that if nothing changes.
+func reportPauses(endpoints int) (least, rest time.Duration) {
+	n := time.Duration(endpoints)
+	least = min(n*changeShare, reportEvery)
+	return least, min(max(n*reportShare, reportEvery), reportMost) - least
+}
 
 // report tells the control plane how engines and models fare, until ctx ends. What can't be told is told a second later.
 func (r *router) report(ctx context.Context, to planeLink) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
 	for away := false; ; {
+		least, rest := reportPauses(len(r.keeper.Snapshot().Endpoints))
+		pause(ctx, least)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
+		case <-time.After(rest):
 		case <-r.changed: // a replica that drains waits for this
 		}
 		err := r.reportOnce(ctx, to)

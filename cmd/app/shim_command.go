@@ -1,6 +1,8 @@
 package app
 
 import (
+	"runtime/debug"
+
 	"github.com/spf13/cobra"
 
 	"github.com/mobula-serve/mobula/agent/shim"
@@ -13,6 +15,10 @@ func (a *app) shimCommand() *cobra.Command {
 		Short:  "Keep the engine of a task running (for mobula agent)",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
-		RunE:   func(cmd *cobra.Command, args []string) error { return shim.Run(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// There is one for each engine, which mostly waits: what the start of so large a program left behind goes back.
+			debug.FreeOSMemory()
+			return shim.Run(cmd.Context(), args[0])
+		},
 	}
 }

@@ -114,3 +114,40 @@ func (h *local) lastLine(ctx context.Context, v *control.View) string {
 	}
 	return ""
 }
+
+// tell shows what goes wrong with the engines from now on, and when they are well again, until it is stopped. With a fleet
+// file the log says so, if it is to.
+func (h *local) tell(ctx context.Context) (stop func()) {
+	if !h.o.quick() {
+		return func() {}
+	}
+	last := int64(0)
+	if past, err := h.plane.control.Events(ctx, 0, false); err == nil && len(past) > 0 {
+		last = past[len(past)-1].Seq
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ill := map[string]bool{}
+		for {
+			events, err := h.plane.control.Events(ctx, last, true)
+			if err != nil || ctx.Err() != nil {
+				return
+			}
+			for _, e := range events {
+				last = e.Seq
+				if e.Warning || ill[e.Object] {
+					h.c.line("%s: %s", e.Object, printable(e.Message, 500))
+				}
+				if ill[e.Object] = e.Warning; !e.Warning {
+					delete(ill, e.Object)
+				}
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}

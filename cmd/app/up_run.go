@@ -263,6 +263,7 @@ func (a *app) serveLocal(ctx context.Context, here *local, url string, done *<-c
 	forget := here.saveAccess()
 	defer forget()
 	a.banner(ctx, router, here)
+	defer here.tell(ctx)()
 	select {
 	case err := <-*done:
 		*done = nil

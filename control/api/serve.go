@@ -110,7 +110,9 @@ func (s *Server) hold(c *gin.Context, wait time.Duration) (ctx context.Context, 
 func readBody(c *gin.Context, limit int64) ([]byte, error) {
 	deadline := http.NewResponseController(c.Writer)
 	_ = deadline.SetReadDeadline(time.Now().Add(readTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
+	// Routers of large fleets send megabytes each second: their buffer does not grow by and by.
+	buffer := bytes.NewBuffer(make([]byte, 0, min(max(c.Request.ContentLength, 0), limit)+bytes.MinRead))
+	_, err := buffer.ReadFrom(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
 	// Or the end of the deadline would look as if the client had gone.
 	_ = deadline.SetReadDeadline(time.Time{})
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
@@ -122,23 +124,33 @@ func readBody(c *gin.Context, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: the request's body can't be read: %w", control.ErrInvalid, err)
 	}
-	return body, nil
+	return buffer.Bytes(), nil
 }
 
 // decodeBody reads one JSON value. What people write is read strictly; programs may be newer than we are.
 func decodeBody(data []byte, into any, strict bool) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	if strict {
-		d.DisallowUnknownFields()
+	err := errors.New("it is empty")
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+	case strict:
+		err = decodeStrictly(data, into)
+	default:
+		err = json.Unmarshal(data, into) // which copies less: routers' reports are large
 	}
-	if err := d.Decode(into); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("it is empty")
-		}
+	if err != nil {
 		return fmt.Errorf("%w: the request's body: %w", control.ErrInvalid, err)
 	}
+	return nil
+}
+
+func decodeStrictly(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: the request's body: there is more after the JSON value", control.ErrInvalid)
+		return errors.New("there is more after the JSON value")
 	}
 	return nil
 }

@@ -64,6 +64,7 @@ type Keeper struct {
 	dirty    chan struct{}           // holds one: the snapshot is to be made anew
 
 	leaving atomic.Pointer[map[string]*pick.Live] // departed, as others may see it
+	sought  atomic.Pointer[map[string]bool]       // models with a LoRA that is to be loaded and that no engine has
 
 	// Of Run's goroutine.
 	departed map[string]*pick.Live
@@ -103,6 +104,7 @@ func New(o Options) *Keeper {
 	k.settings.Store(&settings{withDefaults(o.Health), o.Models})
 	k.members.Store(&members{})
 	k.leaving.Store(&map[string]*pick.Live{})
+	k.sought.Store(&map[string]bool{})
 	k.snapshot.Store(pick.NewSnapshot(nil, o.Models, nil))
 	return k
 }
@@ -358,7 +360,26 @@ func (k *Keeper) publish() {
 	placed := slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return g.Placed && g.Held > 0 })
 	k.settled = k.settled || heard && k.reported && (len(endpoints) > 0 || placed)
 	k.ready.Store(k.settled && (placed || slices.ContainsFunc(s.Models(), serves)))
+	k.seek(s)
 	k.onChange(s)
+}
+
+// seek has engines read more often whose model has a LoRA that is to be loaded and that none is known to have: requests
+// wait for it.
+func (k *Keeper) seek(s *pick.Snapshot) {
+	now := map[string]bool{}
+	for _, g := range s.Models() {
+		if g.Placed && g.Base != g.Model && len(g.Endpoints) == 0 {
+			now[g.Base] = true
+		}
+	}
+	if maps.Equal(now, *k.sought.Load()) {
+		return
+	}
+	k.sought.Store(&now)
+	for _, m := range k.members.Load().byID {
+		m.poke()
+	}
 }
 
 // serves tells whether some endpoint of g is in service.

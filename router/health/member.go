@@ -220,7 +220,7 @@ func (m *member) watch(ctx context.Context) {
 
 // Pace and patience that the fleet file does not say.
 const (
-	learnEvery   = time.Second            // while models could not be read
+	learnEvery   = time.Second            // while models could not be read, or a LoRA is sought
 	missingAfter = 100 * time.Millisecond // between two readings for requests that miss a model
 	slowTimeout  = 5 * time.Second        // at least, for all but /health
 )
@@ -254,6 +254,9 @@ func (m *member) due(t task, s *schedule) (at time.Time, wanted bool) {
 			return s.last[t].Add(missingAfter), true
 		}
 		every, wanted = time.Duration(h.ModelsInterval), up || m.machine.state == stateNew
+		if (*m.keeper.sought.Load())[m.baseModel()] {
+			every = min(every, learnEvery)
+		}
 		if !m.learned && !engine.Unauthorized(m.modelsErr) {
 			every = min(every, learnEvery)
 			if !up {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/agent"
-	"github.com/mobula-serve/mobula/control/client"
+	controlclient "github.com/mobula-serve/mobula/control/client"
 	"github.com/mobula-serve/mobula/test/fleet"
 	"github.com/mobula-serve/mobula/trust"
 )
@@ -58,7 +58,7 @@ func TestJoinRefused(t *testing.T) {
 		csr, _, err := trust.NewRequest()
 		require.NoError(t, err)
 		join := agent.Join{Name: "late", Address: machines[1].IP + ":1", CSR: string(csr), Clock: time.Now().Add(-10 * time.Minute)}
-		_, err = client.Join(t.Context(), ours.Control, trust.PinnedTLS(parsed), mobula.Secret(token), join)
+		_, err = controlclient.Join(t.Context(), ours.Control, trust.PinnedTLS(parsed), mobula.Secret(token), join)
 		require.ErrorContains(t, err, "clock")
 		require.Len(t, ours.Hosts(), 1)
 		t.Log(err)
@@ -66,18 +66,36 @@ func TestJoinRefused(t *testing.T) {
 	t.Run("moved to another control plane", func(t *testing.T) {
 		// Its certificate is worth nothing there: the agent goes on with what it runs, and says so.
 		ours.Kill("h1")
-		cmd := exec.Command(bin, "agent", "--data", ours.Data("h1"), "--listen", machines[1].IP+":0", "--join", theirs.Control)
-		log := filepath.Join(t.TempDir(), "log")
-		file, err := os.Create(log)
-		require.NoError(t, err)
-		defer file.Close()
-		cmd.Stderr = file
-		require.NoError(t, cmd.Start())
-		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		log := startAgent(t, bin, ours.Data("h1"), machines[1].IP, "--join", theirs.Control)
 		theirs.Await("it says why", func() bool {
 			said, err := os.ReadFile(log)
 			return err == nil && strings.Contains(string(said), "certificate is of another control plane")
 		})
 		require.Empty(t, theirs.Hosts())
 	})
+	t.Run("certificate has expired", func(t *testing.T) {
+		ca, err := trust.OpenCA(filepath.Join(ours.Data("control"), "ca"), "")
+		require.NoError(t, err)
+		expired, err := ca.Credentials(trust.RoleAgent, "h1", []string{machines[1].IP}, time.Nanosecond)
+		require.NoError(t, err)
+		require.ErrorIs(t, expired.Valid(), trust.ErrExpired)
+		require.NoError(t, trust.SaveDir(filepath.Join(ours.Data("h1"), "tls"), expired))
+		ours.Await("the host is silent", func() bool { return ours.Hosts()[0].Silent != "" })
+		startAgent(t, bin, ours.Data("h1"), machines[1].IP, "--join", ours.Control, "--token", token)
+		ours.Await("the host has joined again", func() bool { return ours.Hosts()[0].Silent == "" })
+	})
+}
+
+// startAgent starts an agent until the test's end, and gives the file of what it says.
+func startAgent(t *testing.T, bin, data, ip string, args ...string) (log string) {
+	t.Helper()
+	log = filepath.Join(t.TempDir(), "log")
+	file, err := os.Create(log)
+	require.NoError(t, err)
+	defer file.Close()
+	cmd := exec.Command(bin, append([]string{"agent", "--data", data, "--listen", ip + ":0"}, args...)...)
+	cmd.Stderr = file
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return log
 }

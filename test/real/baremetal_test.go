@@ -94,6 +94,30 @@ func TestRouterCutOffFromHost(t *testing.T) {
 	load.End()
 }
 
+// TestHostCutOffFromControlPlane: a host that only its control plane can't reach is given up, and whoever is being
+// answered there gets all of the answer.
+func TestHostCutOffFromControlPlane(t *testing.T) {
+	m, lab := namespaces(t, "control", "router", "h1", "h2", "h3")
+	f := fleet.New(t, fleet.Options{Binary: build(t), Head: m[0], Router: m[1], Hosts: m[2:], File: fleet.Plain("3")})
+	f.AwaitReady(fleet.Model, 3)
+	host := f.Ready(fleet.Model)[0].Hosts[0]
+	load := f.Traffic("chat", 4, true)
+	load.More(50)
+
+	require.NoError(t, lab.Cut("control", host, true))
+	f.Await("replicas elsewhere", func() bool {
+		ready := f.Ready(fleet.Model)
+		return len(ready) == 3 && !slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.Hosts[0] == host })
+	})
+	load.More(50)
+
+	require.NoError(t, lab.Cut("control", host, false))
+	f.Await("nothing runs twice", func() bool { return len(f.Processes("sim")) == 3 })
+	f.AwaitReady(fleet.Model, 3)
+	load.More(50)
+	load.End()
+}
+
 // namespaces gives machines in network namespaces.
 func namespaces(t *testing.T, names ...string) ([]fleet.Machine, *netns.Lab) {
 	t.Helper()

@@ -1,5 +1,6 @@
 // Package real tests the router end to end against real vLLM engines on CPU, with the
-// official clients. Its tests need the build tag "real" and what setup.sh installs:
+// official clients, and a bare-metal fleet with real vLLM and in network namespaces, which need root.
+// Its tests need the build tag "real" and what setup.sh installs:
 //
 //	make test-real
 //

@@ -157,16 +157,6 @@ func (h *fakeHost) started() {
 	h.bump()
 }
 
-// use changes how much the GPUs are used.
-func (h *fakeHost) use(share float64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := range h.state.Devices {
-		h.state.Devices[i].Utilization = share
-	}
-	h.bump()
-}
-
 func (h *fakeHost) getState(w http.ResponseWriter, r *http.Request) {
 	after, _ := strconv.ParseInt(r.FormValue("after"), 10, 64)
 	wait, _ := time.ParseDuration(r.FormValue("wait"))

@@ -74,9 +74,6 @@ func (o *options) large() error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	if o.changes {
-		wg.Go(func() { warm(ctx, hosts) })
-	}
 	var reports atomic.Int64
 	if o.reports {
 		wg.Go(func() { actAsRouter(ctx, c, &reports) })
@@ -137,22 +134,12 @@ func allReady(ctx context.Context, c *client.Client, n int) error {
 	}
 }
 
-// warm has each host's GPUs be used a little differently every ten seconds, as an agent sees it.
-func warm(ctx context.Context, hosts []*fakeHost) {
-	pause := 10 * time.Second / time.Duration(len(hosts))
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	for i := 0; ; i++ {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			hosts[i%len(hosts)].use(float64(i%97) / 100)
-		}
-	}
+// reportEvery is a router's pace with so many endpoints (cmd/app has it).
+func reportEvery(endpoints int) time.Duration {
+	return min(max(time.Duration(endpoints)*400*time.Microsecond, time.Second), 4*time.Second)
 }
 
-// actAsRouter follows the endpoints and reports on them each second.
+// actAsRouter follows the endpoints and reports on them.
 func actAsRouter(ctx context.Context, c *client.Client, sent *atomic.Int64) {
 	up := make(chan []mobula.Endpoint)
 	var wg sync.WaitGroup
@@ -175,6 +162,7 @@ func actAsRouter(ctx context.Context, c *client.Client, sent *atomic.Int64) {
 					models[m] = true
 				}
 			}
+			tick.Reset(reportEvery(len(all)))
 			for m := range models {
 				report.Models = append(report.Models, mobula.ModelReport{Model: m, Requests: 100, Answered: 100, TTFT50: .1, TTFT90: .2})
 			}

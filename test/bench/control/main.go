@@ -18,14 +18,14 @@ import (
 
 // options of a run.
 type options struct {
-	parts, mobula          string
-	samples, ups           int
-	hosts, models, each    int
-	steady                 time.Duration
-	dir                    string // of this run, removed at its end
-	self                   string
-	rows                   []row
-	keep, reports, changes bool
+	parts, mobula       string
+	samples, ups        int
+	hosts, models, each int
+	steady              time.Duration
+	dir                 string // of this run, removed at its end
+	self                string
+	rows                []row
+	keep, reports       bool
 }
 
 // row is one line of the table.
@@ -46,7 +46,6 @@ func main() {
 	flag.IntVar(&o.each, "each", 100, "replicas of each of them")
 	flag.DurationVar(&o.steady, "steady", 30*time.Second, "time over which the CPU of part large is measured")
 	flag.BoolVar(&o.reports, "reports", true, "part large: a router that follows the endpoints and reports each second")
-	flag.BoolVar(&o.changes, "changes", true, "part large: the GPUs' use changes every 10 s on each host")
 	flag.BoolVar(&o.keep, "keep", false, "leave the logs of the run")
 	flag.Parse()
 	fatal(o.run())

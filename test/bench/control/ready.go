@@ -245,14 +245,31 @@ func (f *small) dead() error {
 		if err := syscall.Kill(pid, c.signal); err != nil {
 			return err
 		}
-		time.Sleep(c.watch)
+		out := f.takenOut(victim.ID, at)
+		time.Sleep(time.Until(at.Add(c.watch)))
 		if c.signal == syscall.SIGSTOP {
 			defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
 		}
 		load.end()
 		f.told(load, c.what, c.goal, at)
+		f.add(c.what+" → out of service in the router", "", "%s", ms(out))
 	}
 	return nil
+}
+
+// takenOut waits until the router says that an endpoint is not up, and gives the time since then.
+func (f *small) takenOut(id string, since time.Time) time.Duration {
+	up := fmt.Sprintf("mobula_router_endpoint_up{endpoint=%q} 1\n", id)
+	_ = await(id+" out of service", func() bool {
+		resp, err := f.client.Get(f.url + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return err == nil && resp.StatusCode == http.StatusOK && !strings.Contains(string(text), up)
+	})
+	return time.Since(since)
 }
 
 // told says what clients saw of an engine's end: the requests that took long were sent to it, so the last one to begin
