@@ -38,6 +38,8 @@ type ModelStatus struct {
 	ScaleReason string       `json:"scaleReason,omitempty"`
 	// Scaled tells that mobula scale has set Wanted.
 	Scaled bool `json:"scaled,omitempty"`
+	// Deleted tells that nobody wants it any more; it is listed until its replicas are gone.
+	Deleted bool `json:"deleted,omitempty"`
 	// Numbers of replicas by state, and of those Ready that run Revision.
 	Ready    int          `json:"ready"`
 	Updated  int          `json:"updated"`

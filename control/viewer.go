@@ -104,6 +104,7 @@ func (c *Control) modelStatus(name string, replicas []ReplicaStatus, now time.Ti
 	s := ModelStatus{
 		Name: name, Revision: mem.Target, Previous: mem.Previous, Replicas: mem.Range,
 		ScaleReason: mem.ScaleReason, Scaled: mem.Scaled != nil,
+		Deleted: mem.Deleted || c.want.model(name) == nil,
 		Rollout: cmp.Or(mem.Phase, RolloutProgressing), Reason: mem.Reason, Since: mem.Since,
 		LoRAs: c.engines.status[name], Load: c.routers.model(name, now),
 	}

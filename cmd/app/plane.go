@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -147,10 +148,11 @@ const (
 	followPause = time.Second      // after a failure
 )
 
-// follow calls apply with the fleet as it was applied last and again after each apply, until ctx ends. A fleet that can't
-// be taken changes nothing.
+// follow calls apply with the fleet as it was applied last, less what was deleted since, and again when that changes, until
+// ctx ends. A fleet that can't be taken changes nothing.
 func follow(ctx context.Context, from fleetSource, logger *slog.Logger, apply func(*mobula.Fleet) error) error {
 	var version, generation int64
+	var models []string
 	for ctx.Err() == nil {
 		v, err := viewAfter(ctx, from, version)
 		if err != nil {
@@ -163,11 +165,13 @@ func follow(ctx context.Context, from fleetSource, logger *slog.Logger, apply fu
 			continue
 		}
 		version = v.Version
-		if v.Generation == generation {
+		wanted := wantedModels(v)
+		if v.Generation == generation && slices.Equal(wanted, models) {
 			continue
 		}
 		fleet, err := fetchFleet(ctx, from)
 		if err == nil && fleet != nil {
+			fleet.Models = slices.DeleteFunc(fleet.Models, func(m mobula.Model) bool { return m.Placed() && !slices.Contains(wanted, m.Name) })
 			err = apply(fleet)
 		}
 		if err != nil {
@@ -176,9 +180,20 @@ func follow(ctx context.Context, from fleetSource, logger *slog.Logger, apply fu
 			version = 0 // look again at once
 			continue
 		}
-		generation = v.Generation
+		generation, models = v.Generation, wanted
 	}
 	return ctx.Err()
+}
+
+// wantedModels names the placed models that nobody has deleted: requests for the others have nothing to wait for.
+func wantedModels(v *control.View) []string {
+	var names []string
+	for i := range v.Models {
+		if m := &v.Models[i]; !m.Deleted {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 func viewAfter(ctx context.Context, from fleetSource, after int64) (*control.View, error) {

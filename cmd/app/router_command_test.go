@@ -83,11 +83,6 @@ func TestValidate(t *testing.T) {
 	require.Contains(t, got.stderr, "error: 2 fleet files not valid\n")
 }
 
-func TestTheExampleIsValid(t *testing.T) {
-	got := execute(t, "", "validate", "-f", "../../examples/static/fleet.yaml")
-	require.Zero(t, got.code, got.stderr)
-}
-
 func TestBaseURL(t *testing.T) {
 	for addr, want := range map[string]string{
 		"127.0.0.1:80": "http://127.0.0.1:80",

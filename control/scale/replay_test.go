@@ -170,14 +170,19 @@ func (l *workload) compare(one float64) []result {
 		start = 0
 	}
 	atMean, atPeak := int(math.Ceil(mean/one)), int(math.Ceil(peak/one))
-	return []result{
+	results := []result{
 		l.run("Mobula", start, ours(l.rng)),
 		l.run("HPA, requests in flight at 70 % of what ITL allows", start, hpa(l.rng, 0.7*concurrency(), perReplica)),
 		l.run("HPA, the same at 30 %", start, hpa(l.rng, 0.3*concurrency(), perReplica)),
 		l.run("HPA, GPU utilisation at 70 %", start, hpa(l.rng, 0.7, busy())),
+	}
+	if !testing.Verbose() { // the others are to be read, and nothing is asked of them
+		return results
+	}
+	return append(results,
 		l.run(fmt.Sprintf("fixed for the mean (%d)", atMean), atMean, fixed(atMean)),
 		l.run(fmt.Sprintf("fixed for the peak (%d)", atPeak), atPeak, fixed(atPeak)),
-	}
+	)
 }
 
 // TestReplay prints docs/autoscaling.md's tables: go test ./control/scale -run Replay -v. An HPA with more good requests

@@ -124,6 +124,7 @@ models:
 		}
 	}
 	step("they are loaded again into an engine that was killed", func(t *testing.T) {
+		t.Helper()
 		holder := loaded("one")[0]
 		i := slices.IndexFunc(f.Ready(model), func(r control.ReplicaStatus) bool { return r.ID == holder })
 		require.NoError(t, syscall.Kill(f.Engine(f.Ready(model)[i]), syscall.SIGKILL))
@@ -132,14 +133,14 @@ models:
 			return complete() && slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.ID == holder && r.Restarts == 1 })
 		})
 	})
-	step("they move when their replica goes", func(t *testing.T) {
+	step("they move when their replica goes", func(*testing.T) {
 		holder := loaded("one")[0]
 		f.Run("drain", holder)
 		f.Await("another replica in its place, with its LoRAs", func() bool {
 			return complete() && !slices.ContainsFunc(f.Replicas(), func(r control.ReplicaStatus) bool { return r.ID == holder })
 		})
 	})
-	step("they are there after a roll", func(t *testing.T) {
+	step("they are there after a roll", func(*testing.T) {
 		before := f.Ready(model)[0].Revision
 		f.Apply(file("b", one, more))
 		f.Await("another revision with its LoRAs", func() bool {

@@ -123,15 +123,17 @@ func Life(t *testing.T, o Options) {
 			return i >= 0 && f.Ready(Model)[i].Restarts == 1
 		})
 	})
-	if part := o.Hosts[0].Partition; part != nil {
+	if o.Hosts[0].Partition != nil {
 		t.Run("a host is cut off, given up, and comes back", func(t *testing.T) {
-			require.NoError(t, part(true))
+			name := f.Ready(Model)[0].Hosts[0]
+			host := o.Hosts[slices.IndexFunc(o.Hosts, func(m Machine) bool { return m.Name == name })]
+			require.NoError(t, host.Partition(true))
 			f.Await("replicas elsewhere", func() bool {
 				ready := f.Ready(Model)
-				return len(ready) == 3 && !slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.Hosts[0] == o.Hosts[0].Name })
+				return len(ready) == 3 && !slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.Hosts[0] == name })
 			})
 			plain.More(20)
-			require.NoError(t, part(false))
+			require.NoError(t, host.Partition(false))
 			f.Await("nothing runs twice", func() bool { return len(f.Processes("sim")) == 3 })
 			f.AwaitReady(Model, 3)
 		})

@@ -7,8 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -66,7 +65,7 @@ func newFakeHost(name string) *fakeHost {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /v1/tasks", h.putTasks)
 	mux.HandleFunc("GET /v1/state", h.getState)
-	h.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
+	h.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	return h
 }
 
