@@ -31,7 +31,9 @@ func TestTasksComeAndGoAsWished(t *testing.T) {
 	require.Equal(t, "m", a.Model)
 	require.Positive(t, a.PID)
 	require.Zero(t, a.Restarts)
-	require.Contains(t, logOf(t, h, "a"), "env marked "+filepath.Join(h.folder, "models"))
+	require.Eventually(t, func() bool { // the shim passes on what the engine prints
+		return strings.Contains(logOf(t, h, "a"), "env marked "+filepath.Join(h.folder, "models"))
+	}, deadline, tick)
 	get(t, a.URL+"/health")
 
 	h.tell(t, simTask("a"))

@@ -255,7 +255,10 @@ func TestBusyEnginesSpill(t *testing.T) {
 			e := startSim(t, sim.Options{Model: "m", PrefillBase: 200 * time.Millisecond})
 			s := newStack(t, options{policy: policy, models: []mobula.Model{placed("m")}, proxy: trusting(srv)})
 			s.endpoints(e.endpoint(), at(srv, "p", "openai", "/v1", func(p *mobula.ProviderTarget) { p.Spill, p.SpillAfter = true, 100*time.Millisecond }))
-			s.until("both", func() bool { return len(s.keeper.Snapshot().Lookup("m").Endpoints) == 1 })
+			s.until("both", func() bool {
+				engines := s.keeper.Snapshot().Lookup("m").Endpoints
+				return len(engines) == 1 && engines[0].Serving
+			})
 			require.Equal(t, e.endpoint().ID, s.ask(chat, streamChat).header.Get("X-Mobula-Endpoint"), "an idle engine is asked first")
 			// Ever more wait for the engine, until one goes to the provider.
 			var waiting []<-chan reply

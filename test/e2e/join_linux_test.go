@@ -20,6 +20,7 @@ import (
 
 // TestJoinRefused: an agent that may not join says why, and what to do.
 func TestJoinRefused(t *testing.T) {
+	t.Parallel()
 	bin := binary(t)
 	machines := fleet.Loopback("head", "h1")
 	ours := fleet.New(t, fleet.Options{Binary: bin, Head: machines[0], Hosts: machines[1:]})

@@ -46,6 +46,7 @@ func archiveServer(t *testing.T) string {
 }
 
 func TestLoRAsFollowTheirReplicas(t *testing.T) {
+	t.Parallel()
 	const model = "org/chat"
 	url := archiveServer(t)
 	file := func(env string, loras ...string) string {

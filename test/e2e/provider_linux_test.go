@@ -63,6 +63,7 @@ func (s *service) requireRight(t *testing.T) {
 }
 
 func TestAProviderAnswersWhenNoEngineCan(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	f := oneHost(t, fleetHead+fmt.Sprintf(`
 models:
@@ -97,6 +98,7 @@ providers:
 }
 
 func TestAProviderTakesWhatBusyEnginesWouldKeepWaiting(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	f := oneHost(t, fleetHead+fmt.Sprintf(`
 models:

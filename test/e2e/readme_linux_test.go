@@ -21,6 +21,7 @@ import (
 // TestReadmeBareMetal types in README's section "Bare metal" as it stands, but for `make`, and for the addresses of the
 // loopback: two runs at once don't meet.
 func TestReadmeBareMetal(t *testing.T) {
+	t.Parallel()
 	readme, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
 	commands := consoleCommands(section(t, string(readme), "## Bare metal"))

@@ -25,6 +25,7 @@ platform: {static: {}}
 `
 
 func TestAModelGoesToZeroAndBackForRequestsThatWait(t *testing.T) {
+	t.Parallel()
 	f := oneHost(t, fleetHead+`
 models:
   - name: org/chat
@@ -55,6 +56,7 @@ models:
 const never = `{command: [/bin/sh, -c, exec sleep 1000]}`
 
 func TestRequestsWaitWithinTheirBounds(t *testing.T) {
+	t.Parallel()
 	f := oneHost(t, fleetHead+`
 models:
   - {name: org/few, replicas: 0-1, engine: `+never+`, resources: {gpus: 0}, scaling: {held: 2}}
@@ -89,6 +91,7 @@ models:
 }
 
 func TestAModelFollowsItsLoad(t *testing.T) {
+	t.Parallel()
 	f := oneHost(t, fleetHead+`
 models:
   - name: org/chat
@@ -114,6 +117,7 @@ models:
 }
 
 func TestAModelSleepsAndWakesUpForARequest(t *testing.T) {
+	t.Parallel()
 	f := oneHost(t, fleetHead+`
 models:
   - name: org/chat
