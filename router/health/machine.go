@@ -65,6 +65,7 @@ type machine struct {
 	trips    int // ejections as hung and inference probes failed since a request succeeded
 	slow     bool
 	doubted  bool   // in service, but an inference probe is to tell whether it hangs
+	silent   bool   // ejected as its /health did not answer
 	epoch    int    // counts ejections; a probe begun in an earlier one is no proof
 	reason   string // of the last ejection
 }
@@ -139,7 +140,9 @@ func (m machine) healthFailed(in input, ejectAfter int) machine {
 		}
 		m.probes++
 		if m.probes+m.requests >= ejectAfter {
-			return m.eject(stateDown, reasonHealth)
+			m = m.eject(stateDown, reasonHealth)
+			m.silent = in.event == healthSilent
+			return m
 		}
 	case stateHung:
 		// The server itself is gone or knows that it is broken: /health can tell again.
@@ -176,7 +179,7 @@ func (m machine) requestFailed(in input, ejectAfter int) machine {
 }
 
 func (m machine) admit() machine {
-	m.state, m.probes, m.requests = stateUp, 0, 0
+	m.state, m.probes, m.requests, m.silent = stateUp, 0, 0, false
 	return m
 }
 
@@ -209,6 +212,9 @@ func (m machine) healthEvery(interval time.Duration) time.Duration {
 	case stateNew:
 		return min(interval, newEvery)
 	case stateUp:
+		if m.probes > 0 { // one failed: the others that eject it follow soon
+			return min(interval, newEvery)
+		}
 		return interval
 	default:
 		return min(interval, downEvery)

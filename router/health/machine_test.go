@@ -194,3 +194,26 @@ func TestMachineProperties(t *testing.T) {
 		}
 	})
 }
+
+func TestOnlyAnEngineThatDoesNotAnswerIsSilent(t *testing.T) {
+	fail := func(how event) machine {
+		m := machine{}.next(input{event: healthGood}, 3)
+		for range 3 {
+			require.False(t, m.silent)
+			m = m.next(input{event: how}, 3)
+		}
+		require.Equal(t, stateDown, m.state)
+		return m
+	}
+	require.True(t, fail(healthSilent).silent)
+	require.False(t, fail(healthSick).silent, "it answers, if with an error: what it works on may yet end")
+	require.False(t, fail(healthSilent).next(input{event: healthGood}, 3).silent, "it is back")
+}
+
+func TestAFailedProbeIsFollowedSoonByTheNext(t *testing.T) {
+	m := machine{}.next(input{event: healthGood}, 3)
+	require.Equal(t, time.Second, m.healthEvery(time.Second))
+	m = m.next(input{event: healthSilent}, 3)
+	require.Equal(t, newEvery, m.healthEvery(time.Second))
+	require.Equal(t, time.Second, m.next(input{event: healthGood}, 3).healthEvery(time.Second))
+}

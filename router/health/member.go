@@ -66,6 +66,7 @@ func (m *member) take(in input, err error) {
 	m.machine = before.next(in, ejectAfter)
 	m.calm.Store(m.machine.calm())
 	m.live.Hung.Store(m.machine.state == stateHung)
+	m.live.Silent.Store(m.machine.silent)
 	m.live.Ejected.Store(m.machine.state != stateUp)
 	changed := m.machine.state != before.state
 	doubted := m.machine.doubted && !before.doubted

@@ -34,6 +34,7 @@ type Live struct {
 	Heard    atomic.Int64 // when bytes of an answer came last, to whomever; Unix nanoseconds, 0 for never
 	Ejected  atomic.Bool  // taken out of service
 	Hung     atomic.Bool  // ejected because its inference does not answer
+	Silent   atomic.Bool  // ejected because its /health does not answer either
 	Draining atomic.Bool  // it gets nothing new: marked so, or not reported any more
 	TTFT     atomic.Int64 // running mean of its streams' time to first byte, nanoseconds; kept for policies that estimate none
 }

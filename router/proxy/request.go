@@ -32,7 +32,8 @@ func (t *task) send() *Error {
 		now := time.Now()
 		t.wait(now, t.opts.firstByte(t.x.Stream))
 		if !t.x.Stream {
-			c.checkAt, c.check = now.Add(time.Duration(t.opts.Timeouts.FirstByte)), t.look
+			t.asked = now
+			c.checkAt, c.check = now.Add(overdueEvery), t.look
 		}
 		n, err := c.start(out, body, t.buf.b, t.until)
 		c.checkAt, c.check = time.Time{}, nil
@@ -53,11 +54,19 @@ const overdueEvery = time.Second
 
 // overdue looks at a plain answer that has not begun in the time that a stream's first byte
 // has. That alone says nothing: it begins when all of it is generated. But when the engine
-// has answered nobody else meanwhile it may hang, and when it does, waiting on is in vain.
+// has answered nobody else meanwhile it may hang, and when it does, waiting on is in vain. So it is
+// when not even its /health answers any more.
 func (t *task) overdue(now time.Time) (next time.Time, giveUp bool) {
-	live, patience := t.endpoint.Live, time.Duration(t.opts.Timeouts.FirstByte)
-	if heard := time.Unix(0, live.Heard.Load()); now.Sub(heard) < patience {
-		return now.Add(max(patience-now.Sub(heard), overdueEvery)), false
+	live := t.endpoint.Live
+	if live.Silent.Load() {
+		return time.Time{}, true
+	}
+	heard := time.Unix(0, live.Heard.Load())
+	if t.asked.After(heard) {
+		heard = t.asked
+	}
+	if now.Sub(heard) < time.Duration(t.opts.Timeouts.FirstByte) {
+		return now.Add(overdueEvery), false
 	}
 	if live.Hung.Load() {
 		return time.Time{}, true

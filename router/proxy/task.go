@@ -53,6 +53,7 @@ type task struct {
 	wake chan struct{}      // of a pause
 
 	look       func(time.Time) (time.Time, bool) // overdue, made once
+	asked      time.Time                         // when the attempt was sent, for overdue
 	tried      int                               // attempts begun
 	at, next   int                               // places in the list of the attempt at hand and of one that follows
 	pause      time.Duration                     // before the next attempt

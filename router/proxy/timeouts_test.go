@@ -120,6 +120,20 @@ func TestPlainAnswersLeaveAnEngineThatHangs(t *testing.T) {
 	require.Zero(t, hung.Live.InFlight.Load())
 }
 
+func TestPlainAnswersLeaveAnEngineThatIsSilent(t *testing.T) {
+	silent, good := newFake(t, hang), newFake(t, func(r *request) bool {
+		r.say(plain(200, "hi"))
+		return true
+	})
+	silent.Live.Silent.Store(true) // as health does when /health does not answer either
+	x := exchange(silent.Endpoint, good.Endpoint)
+	x.Hooks, x.Client = &log{}, &MemoryClient{}
+	p := newProxy(t, Options{Timeouts: mobula.Timeouts{FirstByte: long, Plain: long}, Retries: mobula.Retries{Attempts: 1, Budget: 1}})
+	got := p.Do(x)
+	require.NoError(t, got.Err)
+	require.Same(t, good.Endpoint, got.Endpoint)
+}
+
 func TestPlainAnswersAreWaitedForWhileTheEngineAnswersOthers(t *testing.T) {
 	f := newFake(t, func(r *request) bool {
 		time.Sleep(5 * time.Duration(soon))
