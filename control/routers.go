@@ -11,6 +11,9 @@ import (
 const (
 	// A router that has not reported for routerSilent is away: what it holds is unknown and not waited for.
 	routerSilent = 10 * time.Second
+	// routerStart is how long a control plane that has just started waits for routers to find it: they
+	// report every second, four in a very large fleet.
+	routerStart = 5 * time.Second
 	// One that has not for routerForgotten is forgotten.
 	routerForgotten = time.Minute
 	// maxRouters bounds how many are remembered.
@@ -146,7 +149,7 @@ func (rs *routers) inFlight(id string, now time.Time) int {
 // idle tells whether a replica that is marked since then has nothing left to do: every router knows the mark and has no
 // request there, or has said after it that it knows no such replica.
 func (rs *routers) idle(id string, since, now time.Time) bool {
-	if now.Sub(rs.started) < routerSilent { // there may be routers that have not found us yet
+	if now.Sub(rs.started) < routerStart { // there may be routers that have not found us yet
 		return false
 	}
 	anyone := false

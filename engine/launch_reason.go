@@ -22,7 +22,7 @@ func FailureReason(tail []string) string {
 	prefix, exception := regexp.MustCompile(prefixes), regexp.MustCompile(exceptionLine)
 	lines := make([]string, 0, len(tail))
 	for _, l := range tail {
-		if l = strings.TrimSpace(prefix.ReplaceAllString(l, "")); l != "" {
+		if l = strings.TrimSpace(prefix.ReplaceAllString(l, "")); l != "" && !strings.HasPrefix(l, "hint: ") { // mobula's own, after the error
 			lines = append(lines, l)
 		}
 	}

@@ -11,7 +11,8 @@ import (
 
 func TestFailureReasonIsTheLineThatAPersonNeeds(t *testing.T) {
 	for name, tc := range map[string]struct{ tail, want string }{
-		"nothing": {"", ""},
+		"nothing":                          {"", ""},
+		"mobula's own error with its hint": {"error: unknown flag: --x\nhint: mobula sim --help", "error: unknown flag: --x"},
 		"out of GPU memory while loading": {
 			`(EngineCore_DP0 pid=4242) ERROR 11-22 19:40:43 [core.py:900]   File "/v/lib/python3.12/site-packages/torch/utils/_device.py", line 103, in __torch_function__
 (EngineCore_DP0 pid=4242) ERROR 11-22 19:40:43 [core.py:900]     return func(*args, **kwargs)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +19,7 @@ import (
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/agent/daemon"
 	"github.com/mobula-serve/mobula/agent/gpu"
+	"github.com/mobula-serve/mobula/agent/shim"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/client"
 	"github.com/mobula-serve/mobula/state"
@@ -172,6 +174,9 @@ func engineFolder() (string, error) {
 			parent = ""
 		}
 	}
+	if parent != "" {
+		sweep(parent)
+	}
 	folder, err := os.MkdirTemp(parent, "up-")
 	if err != nil && parent != "" {
 		folder, err = os.MkdirTemp("", "mobula-up-")
@@ -180,6 +185,19 @@ func engineFolder() (string, error) {
 		return "", fmt.Errorf("folder for the engines' logs: %w", err)
 	}
 	return folder, nil
+}
+
+// sweep removes the folders of runs that were killed and could not do it: those whose locks nobody holds, the agent's own
+// and those of the engines.
+func sweep(parent string) {
+	locks, _ := filepath.Glob(filepath.Join(parent, "up-*", "lock"))
+	for _, lock := range locks {
+		folder := filepath.Dir(lock)
+		all, _ := filepath.Glob(filepath.Join(folder, "tasks", "*"))
+		if !slices.ContainsFunc(append(all, folder), func(dir string) bool { return shim.Dir(dir).Alive() }) {
+			_ = os.RemoveAll(folder)
+		}
+	}
 }
 
 // runLocal runs all parts until ctx ends or one can't go on, and stops them in order: the router first, so that running

@@ -94,6 +94,26 @@ func TestUpServesUntilItIsStopped(t *testing.T) {
 	require.Equal(t, result{exitFailed, "", "error: no control plane is known here\nhint: start `mobula up` or `mobula control`, or say with --config or --control where one is\n"}, got)
 }
 
+func TestUpRemovesWhatAKilledOneLeft(t *testing.T) {
+	dir := ownHome(t)
+	left, fresh := filepath.Join(dir, "mobula", "up-1"), filepath.Join(dir, "mobula", "up-2")
+	require.NoError(t, os.MkdirAll(left, 0o700))
+	require.NoError(t, os.MkdirAll(fresh, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(left, "lock"), nil, 0o600))
+	up := background(t, nil, "up", "--port", "0", "--engines", "1")
+	up.base(t)
+	require.NoDirExists(t, left)
+	require.DirExists(t, fresh, "it may be about to be locked")
+	all, err := filepath.Glob(filepath.Join(dir, "mobula", "up-*"))
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	second := background(t, nil, "up", "--port", "0", "--engines", "1")
+	second.base(t)
+	for _, folder := range all {
+		require.DirExists(t, folder, "of one that runs")
+	}
+}
+
 func TestTwoUpsAtOnce(t *testing.T) {
 	ownHome(t)
 	one := background(t, nil, "up", "--port", "0", "--engines", "1")
