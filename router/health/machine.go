@@ -40,7 +40,7 @@ const (
 type input struct {
 	event event
 	cause proxy.Cause // of requestBad
-	// recent: a request has succeeded since the last health probe.
+	// recent: a request has succeeded since the health probe began.
 	recent bool
 	// late: the request was sent while the endpoint served. Once it is ejected, the end of
 	// such a request says nothing about now.

@@ -24,7 +24,7 @@ type member struct {
 
 	// What a request that ended well looks at, and no more.
 	calm      atomic.Bool // machine.calm
-	succeeded atomic.Bool // a request succeeded since the last health probe
+	succeeded atomic.Bool // a request succeeded since the last health probe began
 
 	mu        sync.Mutex
 	spec      mobula.Endpoint
@@ -157,7 +157,8 @@ const (
 type result struct {
 	task    task
 	err     error
-	epoch   int // of the machine when the task began
+	epoch   int  // of the machine when the task began
+	before  bool // a request succeeded between the last health probe and this one
 	cards   []mobula.Card
 	metrics engine.Metrics
 }
@@ -284,7 +285,10 @@ func (m *member) begin(t task) func(context.Context) result {
 	defer m.mu.Unlock()
 	e, model := m.spec, m.baseModel()
 	r := result{task: t, epoch: m.machine.epoch}
-	if t == taskModels {
+	switch t {
+	case taskHealth:
+		r.before = m.succeeded.Swap(false)
+	case taskModels:
 		m.relearn, m.missing = false, false
 	}
 	return func(ctx context.Context) result {
@@ -350,7 +354,8 @@ func (m *member) finishHealth(ctx context.Context, r result, s *schedule) {
 	fresh := m.machine.state == stateNew && !learned
 	m.mu.Unlock()
 
-	in := input{event: healthGood, recent: m.succeeded.Swap(false)}
+	during := m.succeeded.Swap(false)
+	in := input{event: healthGood, recent: during || r.before}
 	switch {
 	case r.err == nil && stale:
 		s.last[taskHealth] = time.Time{} // it was alive before it was ejected; ask again now
@@ -364,7 +369,8 @@ func (m *member) finishHealth(ctx context.Context, r result, s *schedule) {
 	case engine.Status(r.err) != 0:
 		in.event = healthSick
 	default:
-		in.event = healthSilent
+		// A probe that waits in vain takes long: what succeeded before it says nothing for its time.
+		in.event, in.recent = healthSilent, during
 	}
 	if r.err != nil && first {
 		m.keeper.log.InfoContext(ctx, "endpoint does not answer yet", "endpoint", m.id(), "error", r.err)
