@@ -40,6 +40,9 @@ func (h *local) awaitEngines(ctx context.Context) error {
 			if failure != nil || waiting == 0 {
 				return failure
 			}
+			if time.Since(began) < time.Second {
+				continue // nothing flickers by
+			}
 			state := fmt.Sprintf("waiting for %s, %s%s", count(waiting, "engine"), time.Since(began).Round(time.Second), h.lastLine(ctx, v))
 			h.c.progress(state)
 			if !h.c.terminal && time.Since(said) > plainProgress {
