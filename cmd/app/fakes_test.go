@@ -57,7 +57,7 @@ func fakeVLLM(args []string) {
 	if err != nil {
 		panic(err)
 	}
-	e, err := sim.New(sim.Options{Model: name})
+	e, err := sim.New(sim.Options{Model: name, APIKey: os.Getenv("VLLM_API_KEY")})
 	if err != nil {
 		panic(err)
 	}

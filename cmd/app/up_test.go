@@ -254,6 +254,21 @@ func TestUpGivesAModelEachItsEngine(t *testing.T) {
 	require.Contains(t, models, `"id":"b"`)
 }
 
+func TestUpSendsTheEnginesKey(t *testing.T) {
+	withVLLM(t, "")
+	t.Setenv("VLLM_API_KEY", "secret")
+	up := background(t, nil, "up", "--port", "0", "--model", "m")
+	base := up.base(t)
+	got := execute(t, "", "chat", "--url", base, "hi")
+	require.Zero(t, got.code, got.stderr)
+	require.NotEmpty(t, got.stdout)
+	client := &http.Client{Timeout: deadline, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(up.engines(t)[0] + "/v1/models")
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, http.StatusUnauthorized, resp.StatusCode, "the engine asks for it")
+}
+
 func TestUpStoppedWhileEnginesStart(t *testing.T) {
 	withVLLM(t, "slow")
 	up := background(t, nil, "up", "--port", "0", "--model", "m")
