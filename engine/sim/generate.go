@@ -102,7 +102,7 @@ func (g *generator) choose(mayEnd bool) int32 {
 		return dot
 	case r%20 == 1:
 		return comma
-	case r%128 == 2:
+	case r%128 == 2 && g.turn+1 != g.end: // there has to be room for its second half
 		return fishHead
 	}
 	return g.tok.word(formInner, word)
