@@ -11,6 +11,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/engine"
 )
 
 const plainProgress = 30 * time.Second // between two lines of progress where there is no terminal
@@ -53,6 +54,16 @@ func (h *local) awaitEngines(ctx context.Context) error {
 	}
 }
 
+// roomWait is how long the agent of this process may take to say what room there is.
+const roomWait = 5 * time.Second
+
+// hopeless tells that waiting for a replica is in vain: it has died, for another reason than a port that somebody else was quicker
+// to take, or there is no room for it.
+func hopeless(r *mobula.Replica, waited time.Duration) bool {
+	died := r.State == mobula.StateStarting && r.Reason != "" && !engine.AddressInUse(r.Reason)
+	return died || r.State == mobula.StateFailed || r.NoRoom && waited > roomWait
+}
+
 // look tells what is new of the engines, and how many are waited for.
 func (h *local) look(ctx context.Context, v *control.View, seen map[string]bool, began time.Time) (waiting int, failure error) {
 	for i := range h.fleet.Models {
@@ -74,7 +85,7 @@ func (h *local) look(ctx context.Context, v *control.View, seen map[string]bool,
 					h.c.line("%s is ready after %s", what, time.Since(began).Round(time.Second))
 				}
 			}
-		case r.State == mobula.StateFailed, r.Restarts > 0, r.NoRoom:
+		case hopeless(&r.Replica, time.Since(began)):
 			h.printTail(ctx, r.ID)
 			return waiting, fmt.Errorf("the engine %s ended before it was ready: %s", cmp.Or(r.URL, r.ID), r.Reason)
 		case r.URL != "" && len(h.o.models) > 0 && !seen[r.URL]:

@@ -15,12 +15,17 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/mobula-serve/mobula"
 )
 
 // base finds the router's URL in a banner.
 func (c *command) base(t *testing.T) string {
 	t.Helper()
-	c.stdout.await(t, "Ctrl-C stops everything.\n")
+	require.Eventually(t, func() bool {
+		return len(c.done) > 0 || strings.Contains(c.stdout.String(), "Ctrl-C stops everything.\n")
+	}, deadline, 5*time.Millisecond)
+	require.Contains(t, c.stdout.String(), "Ctrl-C stops everything.\n", c.stderr)
 	m := regexp.MustCompile(`OpenAI API  (http://127\.0\.0\.1:\d+)/v1\n`).FindStringSubmatch(c.stdout.String())
 	require.NotNil(t, m, c.stdout.String())
 	return m[1]
@@ -315,6 +320,25 @@ func TestUpWithoutVLLMSaysWhatToDo(t *testing.T) {
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "error: --model needs vLLM, and there is no vllm command on PATH\nhint: install it with `pip install vllm`")
 	require.Contains(t, got.stderr, "`mobula up` without --model runs simulated engines\n")
+}
+
+func TestWhatUpWaitsForInVain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		replica mobula.Replica
+		waited  time.Duration
+		want    bool
+	}{
+		"starts":                       {mobula.Replica{State: mobula.StateStarting}, time.Minute, false},
+		"has died":                     {mobula.Replica{State: mobula.StateStarting, Reason: "exit status 1: ValueError: x"}, 0, true},
+		"has failed":                   {mobula.Replica{State: mobula.StateFailed}, 0, true},
+		"found its port taken":         {mobula.Replica{State: mobula.StateStarting, Reason: "exit status 1: OSError: [Errno 98] Address already in use"}, 0, false},
+		"starts again on another port": {mobula.Replica{State: mobula.StateStarting, Restarts: 1}, 0, false},
+		"room is not known at once":    {mobula.Replica{State: mobula.StatePending, NoRoom: true, Reason: "no host has answered yet"}, time.Second, false},
+		"there is no room":             {mobula.Replica{State: mobula.StatePending, NoRoom: true, Reason: "needs 2 GPUs"}, time.Minute, true},
+		"is ready":                     {mobula.Replica{State: mobula.StateReady}, time.Minute, false},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, hopeless(&tc.replica, tc.waited)) })
+	}
 }
 
 func TestSharingTheMachine(t *testing.T) {
