@@ -1,4 +1,5 @@
-// Package static is the platform of engines that already run at known addresses.
+// Package static is the platform without an orchestrator: engines that already run at known addresses (Discovery), and hosts
+// on which mobula agent runs them (Hosts).
 package static
 
 import (
