@@ -39,6 +39,8 @@ type Fleet struct {
 type Platform struct {
 	// Engines on hosts without an orchestrator: ones that already run at known addresses, and ones that mobula agent runs.
 	Static *Static `yaml:"static"`
+	// A Ray cluster that already runs, without Kubernetes.
+	Ray *Ray `yaml:"ray"`
 }
 
 // Static has engines that already run, hosts that may run models with replicas, or both.
@@ -71,6 +73,48 @@ type StaticEndpoint struct {
 	InsecureSkipVerify bool `yaml:"insecureSkipVerify"`
 	// Takes the endpoint out of service: running requests finish, no new ones come. Default false.
 	Drain bool `yaml:"drain"`
+}
+
+// Ray has engines placed on a Ray cluster that already runs, and takes in Ray Serve applications of it.
+type Ray struct {
+	// Address of the cluster's dashboard: http://ray-head:8265. No path, query or user. Required.
+	Address string `yaml:"address"`
+	// File that holds the cluster's token (RAY_AUTH_MODE=token), read again when it changes. Exclusive with tokenEnv.
+	TokenFile string `yaml:"tokenFile"`
+	// Environment variable that holds the cluster's token. Exclusive with tokenFile.
+	TokenEnv string `yaml:"tokenEnv"`
+	// File with the certificates (PEM) that an https dashboard is verified with. Default: the system's.
+	CAFile string `yaml:"caFile"`
+	// Skips certificate verification for https. Default false.
+	InsecureSkipVerify bool `yaml:"insecureSkipVerify"`
+	// Ray namespace of our actors. Nothing outside it is touched. Letters, digits, dots, dashes and underscores, at most 63. Default mobula.
+	Namespace string `yaml:"namespace"`
+	// Whose actors they are: a control plane looks after those of its owner only, and leaves others in the namespace alone. Name it when the control plane's data folder may be lost. Lower-case letters, digits and dashes, at most 20. Default: the control plane's own id, which is kept in its data folder.
+	Owner string `yaml:"owner"`
+	// How engines are run: actors, in one detached actor for each, which Ray itself starts again; jobs, in one Ray job for each, where detached actors are not allowed. One of actors or jobs. Default actors.
+	Mode string `yaml:"mode"`
+	// Python on the nodes that has Ray installed. Default: the one that Ray's own processes run with.
+	Interpreter string `yaml:"interpreter"`
+	// Ports that engines may listen on, as 30000-32767. Default: any that is free.
+	Ports PortRange `yaml:"ports"`
+	// Runtime environment of all engines, as Ray takes it: pip, uv, conda, image_uri, container, env_vars, working_dir, py_modules. A local folder can't be given: upload it, or name a URL.
+	RuntimeEnv map[string]any `yaml:"runtimeEnv"`
+	// Tells that nodes come when they are asked for (Ray's autoscaler): what fits on no node then waits, in place of being refused. Default false.
+	Autoscaling bool `yaml:"autoscaling"`
+	// Time between two looks at the cluster, 100ms to 1m. Default 1s.
+	Poll Duration `yaml:"poll"`
+	// Ray Serve applications whose HTTP proxies take requests as engines do.
+	Serve []RayServe `yaml:"serve"`
+}
+
+// RayServe is a Ray Serve application with an OpenAI API, such as one of ray.serve.llm:build_openai_app.
+type RayServe struct {
+	// Name of the application. Required.
+	Name string `yaml:"name"`
+	// Model ids to route to it. Default: all that it lists at /v1/models.
+	Models []string `yaml:"models"`
+	// The application as Ray Serve's configuration has it (import_path, args, route_prefix, runtime_env, deployments), without its name. It is deployed and kept so; applications that are not ours stay as they are. Default: it runs already.
+	Config map[string]any `yaml:"config"`
 }
 
 // Router sets up the data plane.

@@ -51,7 +51,12 @@ type defaulter interface{ setDefaults() }
 
 func (s *Static) setDefaults() { s.HostTimeout = Duration(time.Minute) }
 
+func (r *Ray) setDefaults() {
+	r.Namespace, r.Mode, r.Poll = "mobula", "actors", Duration(time.Second)
+}
+
 func (m *Model) setDefaults() {
+	m.Ray.CPUs = 1
 	m.Engine = Engine{Kind: "vllm", StartTimeout: Duration(30 * time.Minute), StopTimeout: Duration(45 * time.Second)}
 	m.Resources.Hosts = 1
 	m.Scaling = Scaling{

@@ -15,6 +15,8 @@ type Model struct {
 	Engine Engine `yaml:"engine"`
 	// What one engine takes.
 	Resources Resources `yaml:"resources"`
+	// What only a Ray cluster can give. Other platforms pass over it.
+	Ray RayModel `yaml:"ray"`
 	// LoRAs of the model, loaded into its running engines.
 	LoRAs []LoRA `yaml:"loras"`
 	// When replicas are added and taken away, for a range of them.
@@ -49,6 +51,22 @@ type Resources struct {
 	Hosts int `yaml:"hosts"`
 	// Labels that its hosts must have.
 	HostLabels map[string]string `yaml:"hostLabels"`
+}
+
+// RayModel says what one engine takes of a Ray cluster beside its resources. hostLabels select nodes by their Ray labels.
+type RayModel struct {
+	// CPUs that the engine takes on each of its nodes, 0 to 1024. Default 1.
+	CPUs float64 `yaml:"cpus"`
+	// Part of one GPU that the engine takes, for engines that share GPUs (with vLLM's --gpu-memory-utilization), 0 to 1. Default 0: whole GPUs.
+	GPUFraction float64 `yaml:"gpuFraction"`
+	// Type of the GPUs, as Ray names it: H100, A100-80G. Default: any.
+	AcceleratorType string `yaml:"acceleratorType"`
+	// Custom resources that the engine takes on each of its nodes.
+	Resources map[string]float64 `yaml:"resources"`
+	// Address of the node that it has to run on, as Ray lists it: 10.0.0.7. Default: any.
+	Node string `yaml:"node"`
+	// Runtime environment of this model's engines; its fields take the place of those in platform.ray.runtimeEnv.
+	RuntimeEnv map[string]any `yaml:"runtimeEnv"`
 }
 
 // LoRA is one LoRA of a model.

@@ -46,7 +46,8 @@ type Deployment struct {
 // Placer makes engines exist on one platform and keeps as many of them as asked.
 //
 // A replica whose process dies is started again with a back-off, under the same ID; one whose
-// host is gone for good gets a successor elsewhere with another ID. All methods are idempotent and
+// host is gone for good gets a successor elsewhere with another ID, or is moved there by a platform that
+// does so by itself (Ray). All methods are idempotent and
 // may be called at once. When the platform can't be asked they fail with an error that wraps
 // ErrUnavailable and change nothing.
 type Placer interface {
@@ -67,6 +68,15 @@ type Placer interface {
 	// Logs reads what a replica's engine has printed: the last tail lines, and with follow what
 	// comes until ctx ends. It fails with ErrUnknownReplica.
 	Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error)
+}
+
+// Configurer is a Placer that takes its settings from the fleet file.
+type Configurer interface {
+	// Configure has it use the platform section of a fleet from now on; with dry it only tells whether it
+	// could. It is called before anything else is asked of it for that fleet, and again when the section changes.
+	// An error that wraps ErrUnavailable is a warning: the settings are in use, the platform did not answer yet.
+	// After any other error the former settings stay.
+	Configure(ctx context.Context, fleet string, p mobula.Platform, dry bool) error
 }
 
 // Watcher is a Placer that tells when Status may have changed.

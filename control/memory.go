@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"maps"
+	"reflect"
 	"time"
 
 	"github.com/mobula-serve/mobula"
@@ -119,8 +120,9 @@ func revisionOf(m *mobula.Model, nonce int) string {
 		Env           map[string]string
 		Resources     mobula.Resources
 		Nonce         int
-		LoRAs, Sleep  bool // they change the engine's arguments
-	}{m.From(), m.Engine.Kind, m.Engine.Command, m.Engine.Args, m.Engine.Env, r, nonce, len(m.LoRAs) > 0, m.Scaling.Sleep})
+		LoRAs, Sleep  bool             // they change the engine's arguments
+		Ray           *mobula.RayModel `json:",omitempty"` // nil as it is by default: revisions from before it stay
+	}{m.From(), m.Engine.Kind, m.Engine.Command, m.Engine.Args, m.Engine.Env, r, nonce, len(m.LoRAs) > 0, m.Scaling.Sleep, rayOf(m)})
 	if err != nil { // none of these types can fail
 		panic(err)
 	}
@@ -128,10 +130,17 @@ func revisionOf(m *mobula.Model, nonce int) string {
 	return hex.EncodeToString(sum[:])[:revisionLength]
 }
 
+func rayOf(m *mobula.Model) *mobula.RayModel {
+	if reflect.DeepEqual(m.Ray, mobula.NewModel("").Ray) {
+		return nil
+	}
+	return &m.Ray
+}
+
 // engineModel gives what a platform needs of a model, so that nothing else changes a deployment.
 func engineModel(m *mobula.Model) mobula.Model {
 	e := mobula.Model{
-		Name: m.Name, Source: m.Source, Engine: m.Engine, Resources: m.Resources,
+		Name: m.Name, Source: m.Source, Engine: m.Engine, Resources: m.Resources, Ray: m.Ray,
 		Scaling: mobula.Scaling{Sleep: m.Scaling.Sleep},
 		Rollout: mobula.Rollout{Drain: m.Rollout.Drain},
 	}
