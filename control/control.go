@@ -81,6 +81,7 @@ type Control struct {
 	version   int64
 	viewDirty bool
 	view      *View
+	settings  *Settings
 	changed   chan struct{} // closed when there is another view or event
 	engines   *engineCalls
 }
@@ -136,7 +137,7 @@ func New(o Options) (*Control, error) {
 		return nil, err
 	}
 	c.version = o.Now().UnixMilli() // beyond those of the process before
-	c.view = c.makeView(o.Now())
+	c.view, c.settings = c.makeView(o.Now()), c.makeSettings()
 	return c, nil
 }
 

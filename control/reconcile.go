@@ -366,7 +366,7 @@ func (c *Control) publishLocked(now time.Time) {
 	c.viewDirty = false
 	c.version++
 	before := c.view
-	c.view = c.makeView(now)
+	c.view, c.settings = c.makeView(now), c.makeSettings()
 	c.metrics.show(before, c.view)
 	close(c.changed)
 	c.changed = make(chan struct{})

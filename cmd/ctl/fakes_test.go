@@ -207,6 +207,11 @@ func (f *fakeAPI) Fleet(context.Context) ([]byte, error) {
 	return f.fleet, f.err
 }
 
+// Settings are for routers.
+func (f *fakeAPI) Settings(context.Context, int64) (*control.Settings, error) {
+	return nil, errors.New("no command asks for them")
+}
+
 func (f *fakeAPI) View(ctx context.Context, after int64) (*control.View, error) {
 	for {
 		f.mu.Lock()

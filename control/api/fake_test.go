@@ -19,6 +19,7 @@ import (
 type fake struct {
 	mu      sync.Mutex
 	err     error // of all calls but View and Fleet
+	deleted []string
 	file    []byte
 	view    control.View
 	events  []control.Event
@@ -81,6 +82,16 @@ func (f *fake) Fleet(context.Context) ([]byte, error) {
 		return nil, control.ErrNotFound
 	}
 	return f.file, nil
+}
+
+func (f *fake) Settings(ctx context.Context, after int64) (*control.Settings, error) {
+	v, err := f.View(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &control.Settings{Version: v.Version, File: string(f.file), Deleted: f.deleted}, nil
 }
 
 func (f *fake) View(ctx context.Context, after int64) (*control.View, error) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -96,11 +95,11 @@ func (s *Server) watchFleet(ctx context.Context) {
 	var version int64
 	failed := false
 	for ctx.Err() == nil {
-		file, seen, err := s.nextFleet(ctx, version)
+		settings, err := s.backend.Settings(ctx, version)
 		switch {
 		case err == nil:
-			version, failed = seen, false
-			s.settings.set(object("file", string(file)))
+			version, failed = settings.Version, false
+			s.settings.set(settingsBody(*settings))
 		case ctx.Err() != nil:
 		default:
 			if !failed {
@@ -115,17 +114,16 @@ func (s *Server) watchFleet(ctx context.Context) {
 	}
 }
 
-// nextFleet gives the fleet file at the next View. There is none before the first apply.
-func (s *Server) nextFleet(ctx context.Context, after int64) (file []byte, version int64, err error) {
-	v, err := s.backend.View(ctx, after)
+// settingsBody is a control.Settings without its version.
+func settingsBody(s control.Settings) []byte {
+	b, err := json.Marshal(struct {
+		File    string   `json:"file"`
+		Deleted []string `json:"deleted,omitempty"`
+	}{s.File, s.Deleted})
 	if err != nil {
-		return nil, 0, err
+		panic(fmt.Sprintf("encode settings: %v", err))
 	}
-	file, err = s.backend.Fleet(ctx)
-	if errors.Is(err, control.ErrNotFound) {
-		file, err = nil, nil
-	}
-	return file, v.Version, err
+	return b
 }
 
 // notKnown is the answer to routers before the first state has come.

@@ -91,7 +91,7 @@ func (s *Server) routes() []route {
 		{post, "/v1/tokens", "makeToken", "Make a join token for agents.", forPeople, nil, none, made, jsonOf(client.TokenAnswer{}), s.makeToken},
 		{post, "/v1/reports", "report", "How a router fares.", forRouter, nil, jsonOf(mobula.Report{}), done, none, s.report},
 		{get, "/v1/endpoints", "getEndpoints", "All endpoints, for routers; with the engines' API keys.", forRouter, wait, none, ok, jsonOf(client.EndpointList{}), s.getEndpoints},
-		{get, "/v1/settings", "getSettings", "The fleet file, for routers.", forRouter, wait, none, ok, jsonOf(client.Settings{}), s.getSettings},
+		{get, "/v1/settings", "getSettings", "What routers need of the fleet.", forRouter, wait, none, ok, jsonOf(control.Settings{}), s.getSettings},
 		{
 			post, "/v1/join", "join", "Take an agent in, with a join token as bearer or the certificate it has got before.",
 			forAgent, nil, jsonOf(agent.Join{}), ok, jsonOf(agent.Joined{}), s.join,

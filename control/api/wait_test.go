@@ -86,12 +86,16 @@ func TestSettingsFollowTheFleet(t *testing.T) {
 	s, err := h.client.Settings(t.Context(), 0)
 	require.NoError(t, err)
 	require.Empty(t, s.File, "nothing was applied")
-	got := later(t, func() (*client.Settings, error) { return h.client.Settings(t.Context(), s.Version) })
+	got := later(t, func() (*control.Settings, error) { return h.client.Settings(t.Context(), s.Version) })
 	eventually(t, func() bool { return len(h.waiters) == 1 })
 	h.fake.change(func(*fake) {}) // of something else: nobody is woken
 	_, err = h.client.Apply(t.Context(), []byte("kind: Fleet # é\n"), "", false, false)
 	require.NoError(t, err)
-	require.Equal(t, "kind: Fleet # é\n", got().File)
+	now := got()
+	require.Equal(t, "kind: Fleet # é\n", now.File)
+	got = later(t, func() (*control.Settings, error) { return h.client.Settings(t.Context(), now.Version) })
+	h.fake.change(func(f *fake) { f.deleted = []string{"llama"} })
+	require.Equal(t, []string{"llama"}, got().Deleted)
 }
 
 func TestAThousandWaitersAreAllAnswered(t *testing.T) {

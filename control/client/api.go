@@ -21,6 +21,8 @@ type Plane interface {
 	Fleet(ctx context.Context) ([]byte, error)
 	// View gives all that is known. With after it waits until its Version is beyond that, at most as long as ctx.
 	View(ctx context.Context, after int64) (*control.View, error)
+	// Settings gives what routers need of the fleet. With after it waits until its Version is another one, at most as long as ctx.
+	Settings(ctx context.Context, after int64) (*control.Settings, error)
 	// Events gives the events with Seq beyond after, oldest first; with wait it waits for one.
 	Events(ctx context.Context, after int64, wait bool) ([]control.Event, error)
 	// Scale sets the wanted number of replicas until the next apply that changes replicas; a negative number gives

@@ -90,11 +90,11 @@ func (c *Client) Events(ctx context.Context, after int64, wait bool) ([]control.
 	}
 }
 
-// Settings gives what a router takes from the fleet file, as soon as its Version is another one than after, 0 for
-// any. It waits for that at most as long as ctx.
-func (c *Client) Settings(ctx context.Context, after int64) (*Settings, error) {
+// Settings gives what routers need, as soon as its Version is another one than after, 0 for any. It waits for that at most as
+// long as ctx.
+func (c *Client) Settings(ctx context.Context, after int64) (*control.Settings, error) {
 	for {
-		var s Settings
+		var s control.Settings
 		err := c.poll(ctx, "/v1/settings", after, true, &s)
 		if err != nil {
 			return nil, err

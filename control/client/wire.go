@@ -36,14 +36,6 @@ type EndpointList struct {
 	Endpoints []Endpoint `json:"endpoints"`
 }
 
-// Settings are what a router takes from the fleet file.
-type Settings struct {
-	// Version is another one after each change, and after a restart of the control plane.
-	Version int64 `json:"version"`
-	// File is the fleet file as it was applied last, YAML; empty before the first apply.
-	File string `json:"file"`
-}
-
 // ScaleRequest sets a model's wanted number of replicas. -1 gives it back to the fleet file.
 type ScaleRequest struct {
 	Replicas *int `json:"replicas"`
