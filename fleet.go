@@ -91,13 +91,13 @@ type Ray struct {
 	Namespace string `yaml:"namespace"`
 	// Whose actors they are: a control plane looks after those of its owner only, and leaves others in the namespace alone. Name it when the control plane's data folder may be lost. Lower-case letters, digits and dashes, at most 20. Default: the control plane's own id, which is kept in its data folder.
 	Owner string `yaml:"owner"`
-	// How engines are run: actors, in one detached actor for each, which Ray itself starts again; jobs, in one Ray job for each, where detached actors are not allowed. One of actors or jobs. Default actors.
+	// How engines are run: actors, in one detached actor for each, which Ray itself starts again; jobs, in one Ray job for each, for clusters where detached actors are not allowed. One of actors or jobs. Default actors.
 	Mode string `yaml:"mode"`
 	// Python on the nodes that has Ray installed. Default: the one that Ray's own processes run with.
 	Interpreter string `yaml:"interpreter"`
 	// Ports that engines may listen on, as 30000-32767. Default: any that is free.
 	Ports PortRange `yaml:"ports"`
-	// Runtime environment of all engines, as Ray takes it: pip, uv, conda, image_uri, container, env_vars, working_dir, py_modules. A local folder can't be given: upload it, or name a URL.
+	// Runtime environment of all engines, as Ray takes it: pip, uv, conda, env_vars, working_dir, py_modules, image_uri, container, config and others. A local folder is not uploaded: name a URI that the nodes can fetch. No secrets.
 	RuntimeEnv map[string]any `yaml:"runtimeEnv"`
 	// Tells that nodes come when they are asked for (Ray's autoscaler): what fits on no node then waits, in place of being refused. Default false.
 	Autoscaling bool `yaml:"autoscaling"`
@@ -113,7 +113,7 @@ type RayServe struct {
 	Name string `yaml:"name"`
 	// Model ids to route to it. Default: all that it lists at /v1/models.
 	Models []string `yaml:"models"`
-	// The application as Ray Serve's configuration has it (import_path, args, route_prefix, runtime_env, deployments), without its name. It is deployed and kept so; applications that are not ours stay as they are. Default: it runs already.
+	// The application as Ray Serve's configuration has it (import_path, args, route_prefix, runtime_env, deployments), without its name. It is deployed and kept so; applications of others stay as they are. Default: it runs already.
 	Config map[string]any `yaml:"config"`
 }
 

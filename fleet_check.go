@@ -45,18 +45,33 @@ func checkFleet(f *Fleet, r *report) {
 	if !isLabel(f.Name) {
 		r.bad("name", "want at most 63 lower-case letters, digits and dashes, a dash neither first nor last, got %s", quote(f.Name))
 	}
-	if f.Platform.Static == nil {
-		r.bad("platform", "want exactly one platform (static), got none")
-	} else {
-		checkStatic(f.Platform.Static, r)
-		if len(f.Platform.Static.Endpoints) == 0 && len(f.Providers) == 0 && !slices.ContainsFunc(f.Models, func(m Model) bool { return m.Placed() }) {
-			r.bad("platform.static.endpoints", "want at least 1 engine, or a model with replicas, got none")
-		}
-	}
+	checkPlatform(f, r)
 	checkModels(f.Models, r)
 	checkProviders(f, r)
 	checkRouter(&f.Router, r)
 	within(r, "kv.index.memory", f.KV.Index.Memory, 1<<20, 1<<40)
+}
+
+func checkPlatform(f *Fleet, r *report) {
+	const want = "want exactly one platform (static or ray), got "
+	placed := slices.ContainsFunc(f.Models, func(m Model) bool { return m.Placed() })
+	switch p := &f.Platform; {
+	case p.Static == nil && p.Ray == nil:
+		r.bad("platform", want+"none")
+	case p.Static != nil && p.Ray != nil:
+		r.bad("platform", want+"both")
+	case p.Static != nil:
+		checkStatic(p.Static, r)
+		if len(p.Static.Endpoints) == 0 && len(f.Providers) == 0 && !placed {
+			r.bad("platform.static.endpoints", "want at least 1 engine, or a model with replicas, got none")
+		}
+	default:
+		checkRay(p.Ray, r)
+		if len(p.Ray.Serve) == 0 && len(f.Providers) == 0 && !placed {
+			r.bad("platform.ray.serve", "want a model with replicas, or at least 1 Ray Serve application, got none")
+		}
+		checkRayModels(f, r)
+	}
 }
 
 func checkStatic(s *Static, r *report) {
@@ -72,7 +87,7 @@ func checkStatic(s *Static, r *report) {
 		at := path + "[" + strconv.Itoa(i) + "]"
 		if e.URL == "" {
 			r.bad(at+".url", "want a URL such as http://vllm:8000, got nothing")
-		} else if key, problem := checkURL(e.URL); problem != "" {
+		} else if key, problem := checkURL(e.URL, "want a URL such as http://vllm:8000", "apiKeyFile"); problem != "" {
 			r.bad(at+".url", "%s", problem)
 		} else if first, twice := urls[key]; twice {
 			r.bad(at+".url", "given twice, first as %s[%d].url", path, first)
@@ -85,7 +100,7 @@ func checkStatic(s *Static, r *report) {
 				r.bad(join(at+".labels", key), "want a label's name of printable characters")
 			}
 		}
-		checkKey(at, e.APIKeyFile, e.APIKeyEnv, r)
+		checkKey(at, "apiKey", e.APIKeyFile, e.APIKeyEnv, r)
 	}
 }
 

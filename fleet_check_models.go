@@ -22,6 +22,7 @@ func checkModels(models []Model, r *report) {
 		}
 		checkEngine(at+".engine", &m.Engine, r)
 		checkResources(at+".resources", &m.Resources, r)
+		checkRayModel(at+".ray", m, r)
 		checkLoRAs(at+".loras", m, taken, r)
 		checkScaling(at+".scaling", &m.Scaling, r)
 		within(r, at+".rollout.surge", m.Rollout.Surge, 0, MaxReplicas)
@@ -37,9 +38,6 @@ func checkEngine(at string, e *Engine, r *report) {
 	oneOf(r, at+".kind", e.Kind, "vllm", "sim")
 	if len(e.Command) > 0 && e.Command[0] == "" {
 		r.bad(at+".command[0]", "want a command, got nothing")
-	}
-	if len(e.Command) > 0 && e.Kind == "sim" {
-		r.bad(at+".command", "want no command for a simulated engine: it is mobula itself")
 	}
 	for i, a := range e.Args {
 		flag, _, _ := strings.Cut(a, "=")
@@ -117,20 +115,21 @@ func checkProviders(f *Fleet, r *report) {
 		for j, m := range p.Models {
 			checkName(at+".models["+strconv.Itoa(j)+"].name", m.Name, taken, r)
 		}
-		checkKey(at, p.APIKeyFile, p.APIKeyEnv, r)
+		checkKey(at, "apiKey", p.APIKeyFile, p.APIKeyEnv, r)
 		oneOf(r, at+".use", p.Use, "fallback", "spill")
 		within(r, at+".spillAfter", p.SpillAfter, 0, longest)
 		atLeast(r, at+".inFlight", p.InFlight, 1)
 	}
 }
 
-// checkKey notes two places for one key, and a key in place of a variable's name.
-func checkKey(at, file, env string, r *report) {
+// checkKey notes two places for one key, NAMEFile and NAMEEnv, and a key in place of a variable's name.
+func checkKey(at, name, file, env string, r *report) {
+	field := at + "." + name + "Env"
 	if file != "" && env != "" {
-		r.bad(at+".apiKeyEnv", "want apiKeyFile or apiKeyEnv, got both")
+		r.bad(field, "want %sFile or %sEnv, got both", name, name)
 	}
 	if env != "" && !isVariable(env) { // it may be the key itself, so it isn't shown
-		r.bad(at+".apiKeyEnv", "want the name of an environment variable: letters, digits and _, no digit first")
+		r.bad(field, "want the name of an environment variable: letters, digits and _, no digit first")
 	}
 }
 
@@ -150,7 +149,7 @@ func checkBaseURL(p *Provider) string {
 	if err != nil || strings.ContainsAny(p.URL, "?#") {
 		return want + ", without query or fragment, got " + quote(p.URL)
 	}
-	if _, problem := checkURL(u.Scheme + "://" + u.Host); problem != "" {
+	if _, problem := checkURL(u.Scheme+"://"+u.Host, want, "apiKeyFile"); problem != "" {
 		return want + ", got " + quote(p.URL)
 	}
 	return ""

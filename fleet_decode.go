@@ -109,7 +109,14 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 	case reflect.Slice:
 		d.list(path, n, v)
 	case reflect.Map:
-		d.labels(path, n, v)
+		switch v.Type().Elem().Kind() {
+		case reflect.Interface:
+			d.free(path, n, v)
+		case reflect.Float64:
+			mapping[float64](d, path, n, v)
+		default:
+			mapping[string](d, path, n, v)
+		}
 	default:
 		d.scalar(path, n, v)
 	}
@@ -153,15 +160,15 @@ func (d *decoder) list(path string, n ast.Node, v reflect.Value) {
 	}
 }
 
-// labels decodes a mapping of strings.
-func (d *decoder) labels(path string, n ast.Node, v reflect.Value) {
-	m := map[string]string{}
+// mapping decodes a mapping of strings or of numbers.
+func mapping[T string | float64](d *decoder, path string, n ast.Node, v reflect.Value) {
+	m := map[string]T{}
 	for _, e := range d.entries(path, n, 0) {
 		field := join(path, e.key)
 		d.places[field] = e.at
-		var s string
-		d.value(field, e.value, reflect.ValueOf(&s).Elem())
-		m[e.key] = s
+		var item T
+		d.value(field, e.value, reflect.ValueOf(&item).Elem())
+		m[e.key] = item
 	}
 	if v.SetZero(); len(m) > 0 {
 		v.Set(reflect.ValueOf(m))
@@ -327,13 +334,16 @@ func (d *decoder) merge(path string, n ast.Node, merges int) []entry {
 	return out
 }
 
-// stringOf gives the text of a plain, quoted or block string.
+// stringOf gives the text of a plain, quoted or block string. Infinity and NaN are text: no field takes them, and the
+// library writes text that looks like them without quotes.
 func stringOf(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
 		return n.Value, true
 	case *ast.LiteralNode:
 		return n.Value.Value, true
+	case *ast.InfinityNode, *ast.NanNode:
+		return n.GetToken().Value, true
 	}
 	return "", false
 }

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
@@ -37,7 +36,7 @@ func FuzzLoad(f *testing.F) {
 			}
 			return
 		}
-		written, err := yaml.Marshal(fleet)
+		written, err := fleet.YAML()
 		require.NoError(t, err)
 		again, err := mobula.Load(written, "again.yaml")
 		require.NoError(t, err, "%s", written)

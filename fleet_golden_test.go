@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
@@ -36,7 +35,7 @@ func TestLoadGolden(t *testing.T) {
 				got = err.Error() + "\n"
 			} else {
 				require.True(t, strings.HasPrefix(name, "good-"), "must not load")
-				out, err := yaml.Marshal(fleet)
+				out, err := fleet.YAML()
 				require.NoError(t, err)
 				got = string(out)
 			}

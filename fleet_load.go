@@ -6,6 +6,9 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"strconv"
+
+	"github.com/goccy/go-yaml"
 )
 
 // MaxFileSize bounds a fleet file, in bytes.
@@ -43,4 +46,24 @@ func Load(data []byte, name string) (*Fleet, error) {
 		return nil, d.fileError(name)
 	}
 	return &f, nil
+}
+
+// YAML writes the fleet as a file from which Load gives the same fleet, with all defaults.
+func (f *Fleet) YAML() ([]byte, error) {
+	file, err := yaml.MarshalWithOptions(f, yaml.CustomMarshaler(writeNumber), yaml.CustomMarshaler(writeText))
+	if err != nil {
+		return nil, fmt.Errorf("write the fleet: %w", err)
+	}
+	return file, nil
+}
+
+// writeNumber is in place of the library's 1e+06, which it reads as text.
+func writeNumber(n float64) ([]byte, error) { return strconv.AppendFloat(nil, n, 'f', -1, 64), nil }
+
+// writeText quotes what is not a plain word: the library misses some of what it must.
+func writeText(s string) ([]byte, error) {
+	if only(s, letters+digits+"_-./:@") && only(s[:1], letters+digits+"/") {
+		return yaml.Marshal(s)
+	}
+	return strconv.AppendQuote(nil, s), nil
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
@@ -49,7 +48,7 @@ func TestLoadKeepsDefaultsOfWhatIsNotGiven(t *testing.T) {
 func TestDefaultLoadsOnceItHasAPlatform(t *testing.T) {
 	want := mobula.Default()
 	want.Platform.Static = &mobula.Static{Endpoints: []mobula.StaticEndpoint{{URL: "http://vllm:8000"}}, HostTimeout: 60e9}
-	data, err := yaml.Marshal(want)
+	data, err := want.YAML()
 	require.NoError(t, err)
 	got, err := mobula.Load(data, "fleet.yaml")
 	require.NoError(t, err)

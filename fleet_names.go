@@ -55,12 +55,11 @@ func isHost(s string) bool {
 	return len(s) <= 253 && !only(labels[len(labels)-1], digits)
 }
 
-// checkURL says what is wrong with an endpoint's URL, else a key that is the same for equal
-// endpoints. A password in the URL is not shown.
-func checkURL(raw string) (key, problem string) {
-	const want = "want a URL such as http://vllm:8000"
+// checkURL says what is wrong with the URL of a server, else a key that is the same for equal servers. want begins
+// what is said, secret is the field that a password goes to: one in the URL is not shown.
+func checkURL(raw, want, secret string) (key, problem string) {
 	if strings.Contains(raw, "@") {
-		return "", want + ", without user and password (see apiKeyFile)"
+		return "", want + ", without user and password (see " + secret + ")"
 	}
 	got := ", got " + quote(raw)
 	u, err := url.Parse(raw)

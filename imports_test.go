@@ -30,6 +30,9 @@ var rooms = map[string][]string{
 	"adapters":             {".", "golang.org/x/sync/"},
 	"adapters/conformance": {".", "adapters", "github.com/google/go-cmp/"},
 	"adapters/providers":   {".", "adapters"},
+	"adapters/ray":         {".", "adapters", "engine", "raycluster", "state", "github.com/hashicorp/go-retryablehttp", "github.com/tidwall/", "golang.org/x/sync/"},
+	"adapters/ray/raytest": {"raycluster"},
+	"raycluster":           {},
 	"adapters/static":      {".", "adapters", "agent", "engine", "state", "golang.org/x/sync/"},
 	"agent":                {"."},
 	"agent/daemon":         {".", "agent", "agent/fetch", "agent/gpu", "agent/shim", "engine", "golang.org/x/sys/", "golang.org/x/sync/", "github.com/prometheus/"},
@@ -64,7 +67,7 @@ var rooms = map[string][]string{
 		"github.com/gin-gonic/", "github.com/tidwall/", "github.com/prometheus/", "github.com/cespare/xxhash/", "github.com/hashicorp/golang-lru/", "golang.org/x/sync/",
 	},
 	"cmd/app": {
-		".", "adapters", "adapters/providers", "adapters/static", "agent", "agent/daemon", "agent/gpu", "agent/fetch", "agent/shim", "cmd/ctl", "control", "control/api", "control/client",
+		".", "adapters", "adapters/providers", "adapters/ray", "adapters/static", "agent", "agent/daemon", "agent/gpu", "agent/fetch", "agent/shim", "cmd/ctl", "control", "control/api", "control/client",
 		"engine", "engine/sim", "kv", "state", "trust", "router/flow",
 		"router/front", "router/health", "router/metrics", "router/openai", "router/pick", "router/proxy",
 		"github.com/spf13/", "github.com/prometheus/", "github.com/fsnotify/", "github.com/goccy/go-yaml", "golang.org/x/term", "golang.org/x/sync/",
@@ -77,7 +80,7 @@ var rooms = map[string][]string{
 // inTests is what every room's tests may import beside: tools, and the twins that stand in
 // for the world outside.
 var inTests = []string{
-	"adapters", "adapters/conformance", "engine/sim", "router/pick", "router/proxy",
+	"adapters", "adapters/conformance", "adapters/ray/raytest", "engine/sim", "router/pick", "router/proxy",
 	"github.com/stretchr/testify/require", "github.com/google/go-cmp/", "go.uber.org/goleak", "pgregory.net/rapid",
 	"github.com/prometheus/client_golang/prometheus", "golang.org/x/sys/", "github.com/tidwall/gjson",
 }

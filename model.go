@@ -29,7 +29,7 @@ type Model struct {
 type Engine struct {
 	// One of vllm or sim. A simulated engine needs no GPU and makes its text up. Default vllm.
 	Kind string `yaml:"kind"`
-	// The vllm command, with arguments that come before serve. Default: vllm, as the host's PATH finds it.
+	// The vllm command, with arguments that come before serve; of a simulated engine the mobula command. Default: vllm (or mobula for a simulated engine), as the host's PATH finds it; on hosts of mobula agent a simulated engine is mobula agent's own program.
 	Command []string `yaml:"command"`
 	// Arguments of vllm serve (or of mobula sim). Where it listens and the model's name are not for them.
 	Args []string `yaml:"args"`
@@ -45,25 +45,25 @@ type Engine struct {
 type Resources struct {
 	// GPUs, over all of its hosts. Default: the product of the parallel sizes in the engine's arguments; 0 for a simulated engine.
 	GPUs *int `yaml:"gpus"`
-	// Memory that each of its GPUs must have. Default 0.
+	// Memory that each of its GPUs must have. Ray does not know it: on a Ray cluster use ray.acceleratorType. Default 0.
 	GPUMemory Size `yaml:"gpuMemory"`
 	// Hosts that one engine spans, each with an equal share of the GPUs (vllm serve --nnodes). 1 to 64. Default 1.
 	Hosts int `yaml:"hosts"`
-	// Labels that its hosts must have.
+	// Labels that its hosts must have; on a Ray cluster the labels of nodes.
 	HostLabels map[string]string `yaml:"hostLabels"`
 }
 
-// RayModel says what one engine takes of a Ray cluster beside its resources. hostLabels select nodes by their Ray labels.
+// RayModel says what one engine takes of a Ray cluster beside its resources.
 type RayModel struct {
-	// CPUs that the engine takes on each of its nodes, 0 to 1024. Default 1.
+	// CPUs that the engine takes on each of its nodes. 0 to 1024. Default 1.
 	CPUs float64 `yaml:"cpus"`
-	// Part of one GPU that the engine takes, for engines that share GPUs (with vLLM's --gpu-memory-utilization), 0 to 1. Default 0: whole GPUs.
+	// Part of one GPU that the engine takes, below 1, for engines that share GPUs (see vLLM's --gpu-memory-utilization). Default 0 (whole GPUs).
 	GPUFraction float64 `yaml:"gpuFraction"`
 	// Type of the GPUs, as Ray names it: H100, A100-80G. Default: any.
 	AcceleratorType string `yaml:"acceleratorType"`
-	// Custom resources that the engine takes on each of its nodes.
+	// Custom resources that the engine takes on each of its nodes, 0.0001 at least.
 	Resources map[string]float64 `yaml:"resources"`
-	// Address of the node that it has to run on, as Ray lists it: 10.0.0.7. Default: any.
+	// IP address of the node that it has to run on, as Ray lists it. Default: any.
 	Node string `yaml:"node"`
 	// Runtime environment of this model's engines; its fields take the place of those in platform.ray.runtimeEnv.
 	RuntimeEnv map[string]any `yaml:"runtimeEnv"`

@@ -3,6 +3,7 @@ package adapters
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -16,7 +17,7 @@ import (
 )
 
 // InMemoryPlacer is a Placer without a platform: its replicas start, get ready, fail and crash when the
-// caller says so, or get ready at once (Auto). It is a Watcher, Hosts, Checker, Fetcher and Discoverer too.
+// caller says so, or get ready at once (Auto). It is a Configurer, Watcher, Hosts, Checker, Fetcher and Discoverer too.
 // It begins with the hosts host-1 and host-2 of 8 GPUs each, of which it only keeps the names: how many
 // replicas fit is set by Room. An engine of more GPUs than its hosts have is impossible.
 type InMemoryPlacer struct {
@@ -26,6 +27,9 @@ type InMemoryPlacer struct {
 	mu          sync.Mutex
 	changed     chan struct{} // closed at each change
 	down        bool
+	refusal     error // of Configure
+	section     memorySection
+	configures  int
 	auto        bool
 	room        int // replicas that may be placed; negative for no bound
 	made        int // replicas so far, which makes IDs unique
@@ -35,6 +39,12 @@ type InMemoryPlacer struct {
 	deployments map[Key]*memoryDeployment
 	replicas    map[string]*memoryReplica
 	pending     []*memoryReplica // oldest first; ones that are gone are skipped
+}
+
+// memorySection is what Configure was told last.
+type memorySection struct {
+	fleet    string
+	platform mobula.Platform
 }
 
 type memoryHost struct {
@@ -104,6 +114,18 @@ func (p *InMemoryPlacer) Down(down bool) {
 	p.set(func() { p.down = down })
 }
 
+// Refuse has Configure fail with err, nil for none.
+func (p *InMemoryPlacer) Refuse(err error) {
+	p.set(func() { p.refusal = err })
+}
+
+// Configured gives the section that is in use, and how many times Configure was called so far.
+func (p *InMemoryPlacer) Configured() (fleet string, section mobula.Platform, calls int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.section.fleet, p.section.platform, p.configures
+}
+
 func (p *InMemoryPlacer) set(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,6 +171,27 @@ func (p *InMemoryPlacer) Applies() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.applies
+}
+
+// Configure remembers the section. It refuses another kind of platform while there are replicas: nobody would look
+// after them.
+func (p *InMemoryPlacer) Configure(ctx context.Context, fleet string, section mobula.Platform, dry bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.configures++
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.refusal != nil && !errors.Is(p.refusal, ErrUnavailable) {
+		return p.refusal
+	}
+	if was := p.section.platform; len(p.replicas) > 0 && p.section.fleet != "" && (was.Ray == nil) != (section.Ray == nil) {
+		return fmt.Errorf("%d replicas are on the former platform: delete the models first", len(p.replicas))
+	}
+	if !dry {
+		p.section = memorySection{fleet, section}
+	}
+	return cmp.Or(p.refusal, p.available(ctx))
 }
 
 // Apply makes d so at once.
@@ -510,6 +553,7 @@ func ids(replicas []*memoryReplica) []string {
 
 var (
 	_ Placer     = (*InMemoryPlacer)(nil)
+	_ Configurer = (*InMemoryPlacer)(nil)
 	_ Watcher    = (*InMemoryPlacer)(nil)
 	_ Hosts      = (*InMemoryPlacer)(nil)
 	_ Checker    = (*InMemoryPlacer)(nil)

@@ -22,6 +22,8 @@ func TestInMemoryPlacerConforms(t *testing.T) {
 			Placer:     p,
 			Model:      mobula.Model{Name: "Qwen/Qwen2.5-0.5B"},
 			Impossible: &mobula.Model{Name: "huge", Resources: mobula.Resources{GPUs: new(9)}},
+			Platform:   &mobula.Platform{Static: &mobula.Static{}},
+			Refused:    &mobula.Platform{Ray: &mobula.Ray{}},
 			Crash:      p.Crash,
 			Lose:       p.Down,
 			Running: func() []string {

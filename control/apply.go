@@ -24,8 +24,9 @@ const (
 )
 
 // Apply makes the fleet file what is wanted: see client.API. It fails with a *mobula.FileError for a file
-// with problems, with ErrConflict, and with adapters.ErrImpossible for a model that fits on no host; then nothing
-// has changed. A platform that can't be asked does not refuse: the fleet is wanted, and made when it answers.
+// with problems, with ErrConflict, with ErrInvalid for a section that the platform refuses, and with
+// adapters.ErrImpossible for a model that fits on no host; then nothing has changed. A platform that can't be asked
+// does not refuse: the fleet is wanted, and made when it answers.
 func (c *Control) Apply(ctx context.Context, file []byte, source string, dry, force bool) (*Change, error) {
 	next, err := mobula.Load(file, source)
 	if err != nil {
@@ -40,12 +41,20 @@ func (c *Control) Apply(ctx context.Context, file []byte, source string, dry, fo
 		c.mu.Unlock()
 		return change, nil
 	}
-	checks := c.checks(change, d)
 	c.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	undo, err := c.check(ctx, checks, dry)
+	move, err := c.move(ctx, next, dry)
+	if err != nil {
+		return nil, err
+	}
+	defer move.end()
+	change.Warnings = append(change.Warnings, move.warnings...)
+	if dry && move.moved { // there is nothing to ask yet
+		return change, nil
+	}
+	undo, err := c.check(ctx, c.checks(change, d, move.moved), dry)
 	if err != nil {
 		return nil, err
 	}
@@ -56,14 +65,19 @@ func (c *Control) Apply(ctx context.Context, file []byte, source string, dry, fo
 	defer c.mu.Unlock()
 	// Models may have been planned for in the meantime: what is remembered of them is drafted anew.
 	change, d = c.draft(next, file, source)
+	change.Warnings = append(change.Warnings, move.warnings...)
 	if c.want.name() != next.Name { // another fleet's replicas are another world
 		c.asked, c.observed = nil, observation{hosts: c.observed.hosts}
+	}
+	if move.moved {
+		c.asked = nil
 	}
 	c.notef("fleet", "Applied", false, "generation %d of fleet %s from %s", d.want.Generation, next.Name, source)
 	if err := c.commit(d); err != nil {
 		undo()
 		return nil, err
 	}
+	move.keep()
 	c.changedByHand()
 	return change, nil
 }
@@ -205,8 +219,11 @@ func (c *Control) conflict(change *Change, next *mobula.Fleet, source string, fo
 	return nil
 }
 
-// checks gives deployments that the platform has not heard of, for models that are created or rolled. c.mu is held.
-func (c *Control) checks(change *Change, d draft) (all []adapters.Deployment) {
+// checks gives deployments that the platform has not heard of, for models that are created or rolled; on another
+// platform it has heard of none.
+func (c *Control) checks(change *Change, d draft, moved bool) (all []adapters.Deployment) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, m := range change.Models {
 		mem, placed := d.models[m.Name]
 		if !placed || mem == nil {
@@ -214,7 +231,7 @@ func (c *Control) checks(change *Change, d draft) (all []adapters.Deployment) {
 		}
 		model := byName(d.want.fleet, m.Name)
 		key := adapters.Key{Fleet: d.want.name(), Model: m.Name, Revision: revisionOf(model, mem.Nonce)}
-		if _, held := c.asked[key]; !held {
+		if _, held := c.asked[key]; moved || !held {
 			all = append(all, adapters.Deployment{Key: key, Model: engineModel(model)})
 		}
 	}

@@ -33,7 +33,7 @@ type Engines interface {
 type Options struct {
 	// Store holds what is remembered. Required; the caller closes it.
 	Store state.Store
-	// Placer is the platform. Required. Its optional powers (Watcher, Hosts, Checker, Fetcher) are used.
+	// Placer is the platform. Required. Its optional powers (Configurer, Watcher, Hosts, Checker, Fetcher) are used.
 	Placer adapters.Placer
 	// Engines, nil for no LoRAs and no sleep.
 	Engines Engines
@@ -62,12 +62,15 @@ type Control struct {
 	hosts   adapters.Hosts // nil for a platform without
 	id      string
 
-	applying sync.Mutex // held by a command that asks the platform in between
-	kick     chan struct{}
-	looks    atomic.Int64 // reconciliations so far
+	configurer adapters.Configurer // nil for a platform without settings
+	applying   sync.Mutex          // held by a command that asks the platform in between
+	round      sync.Mutex          // held by a round, and by an apply that moves to another platform; after applying
+	kick       chan struct{}
+	looks      atomic.Int64 // reconciliations so far
 
 	mu        sync.Mutex
 	want      desired
+	using     *section // what the platform was configured with; nil when that is to be done
 	models    map[string]memory
 	events    events
 	routers   *routers
@@ -129,6 +132,7 @@ func New(o Options) (*Control, error) {
 		routers: &routers{started: o.Now()},
 	}
 	c.hosts, _ = o.Placer.(adapters.Hosts)
+	c.configurer, _ = o.Placer.(adapters.Configurer)
 	c.engines = newEngineCalls(c)
 	if _, err := ID(o.Store); err != nil {
 		return nil, err

@@ -25,6 +25,11 @@ const (
 func (c *Control) reconcile(ctx context.Context) (again bool) {
 	start := time.Now()
 	defer func() { c.metrics.seconds.Observe(time.Since(start).Seconds()) }()
+	if !c.configure(ctx) {
+		return false
+	}
+	c.round.Lock()
+	defer c.round.Unlock()
 	known := c.observe(ctx)
 	c.evict(ctx)
 	if !known {

@@ -59,14 +59,47 @@ func (s Serve) Addr() string {
 	return net.JoinHostPort(s.host(), strconv.Itoa(s.Port))
 }
 
+// Place names where an engine runs, as its command line has it: values, or what stands for them until they are known.
+type Place struct{ Host, Port, Master, MasterPort string }
+
 // Command gives the argv and the environment of s. environ is what to inherit, as
 // os.Environ gives it; what s decides replaces the same variable in it.
 func (s Serve) Command(environ []string) (argv, env []string) {
-	argv = slices.Clone(s.Prefix)
+	argv = s.argv(Place{Host: s.host(), Port: strconv.Itoa(s.Port), Master: s.MasterAddr, MasterPort: strconv.Itoa(s.MasterPort)})
+	own := ""
+	if ip := net.ParseIP(s.host()); ip != nil && !ip.IsUnspecified() {
+		own = s.host()
+	}
+	env = overlay(overlay(environ, s.variables(own)), s.environment())
+	if s.Devices != nil {
+		// By default CUDA counts from the fastest device on, and everybody else by bus.
+		env = overlay(env, []string{"CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=" + strings.Join(s.Devices, ",")})
+	}
+	return argv, env
+}
+
+// Template gives the argv of each of s.Nodes hosts (at least one), the one that serves first, and the variables that s adds
+// to the environment. Host, Port, MasterAddr, MasterPort and Devices of s are left to whoever puts at's values in.
+func (s Serve) Template(at Place) (argv [][]string, env map[string]string) {
+	for rank := range max(1, s.Nodes) {
+		s.NodeRank = rank
+		argv = append(argv, s.argv(at))
+	}
+	env = map[string]string{}
+	for _, kv := range s.variables(at.Host) {
+		name, value, _ := strings.Cut(kv, "=")
+		env[name] = value
+	}
+	maps.Copy(env, s.Env)
+	return argv, env
+}
+
+func (s Serve) argv(at Place) []string {
+	argv := slices.Clone(s.Prefix)
 	if len(argv) == 0 {
 		argv = []string{cmp.Or(s.Path, "vllm")}
 	}
-	argv = append(argv, "serve", s.Model, "--host", s.host(), "--port", strconv.Itoa(s.Port))
+	argv = append(argv, "serve", s.Model, "--host", at.Host, "--port", at.Port)
 	if s.ServedName != "" {
 		argv = append(argv, "--served-model-name", s.ServedName)
 	}
@@ -82,14 +115,15 @@ func (s Serve) Command(environ []string) (argv, env []string) {
 	if s.Sleep {
 		argv = append(argv, "--enable-sleep-mode")
 	}
-	argv = append(argv, s.nodeArgs()...)
-	argv = append(argv, s.Args...)
+	argv = append(argv, s.nodeArgs(at)...)
+	return append(argv, s.Args...)
+}
 
-	// The log is read line by line while the engine starts.
-	set := []string{"PYTHONUNBUFFERED=1"}
-	if ip := net.ParseIP(s.host()); ip != nil && !ip.IsUnspecified() {
-		// Else the engine's own processes talk to each other over the machine's outward address.
-		set = append(set, "VLLM_HOST_IP="+s.host())
+// variables are what s itself sets, but for the devices'. host is the address for the engine's own processes, empty for none.
+func (s Serve) variables(host string) []string {
+	set := []string{"PYTHONUNBUFFERED=1"} // the log is read line by line while the engine starts
+	if host != "" {
+		set = append(set, "VLLM_HOST_IP="+host) // else they talk to each other over the machine's outward address
 	}
 	if s.LoRAs {
 		set = append(set, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
@@ -97,22 +131,17 @@ func (s Serve) Command(environ []string) (argv, env []string) {
 	if s.Sleep {
 		set = append(set, "VLLM_SERVER_DEV_MODE=1") // /sleep and /wake_up are only there with it
 	}
-	env = overlay(overlay(environ, set), s.environment())
-	if s.Devices != nil {
-		// By default CUDA counts from the fastest device on, and everybody else by bus.
-		env = overlay(env, []string{"CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=" + strings.Join(s.Devices, ",")})
-	}
-	return argv, env
+	return set
 }
 
 // nodeArgs places one host's part in an engine of several.
-func (s Serve) nodeArgs() []string {
+func (s Serve) nodeArgs(at Place) []string {
 	if s.Nodes <= 1 {
 		return nil
 	}
 	args := []string{
 		"--nnodes", strconv.Itoa(s.Nodes), "--node-rank", strconv.Itoa(s.NodeRank),
-		"--master-addr", s.MasterAddr, "--master-port", strconv.Itoa(s.MasterPort),
+		"--master-addr", at.Master, "--master-port", at.MasterPort,
 	}
 	if s.NodeRank > 0 {
 		args = append(args, "--headless")
@@ -134,6 +163,11 @@ func (s Serve) host() string {
 		return "127.0.0.1"
 	}
 	return s.Host
+}
+
+// Spreads tells whether these vLLM arguments have vLLM spread its workers over a Ray cluster by itself.
+func Spreads(args []string) bool {
+	return lastValue(args, []string{"--distributed-executor-backend"}) == "ray"
 }
 
 // Devices is how many GPUs one engine with these vLLM arguments takes: the product of its

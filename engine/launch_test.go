@@ -3,6 +3,7 @@ package engine
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,6 +104,42 @@ func TestServeCommand(t *testing.T) {
 		})
 	}
 	require.Equal(t, "[::1]:9", Serve{Host: "::1", Port: 9}.Addr())
+}
+
+func TestTemplate(t *testing.T) {
+	at := Place{Host: "{host}", Port: "{port}", Master: "{master}", MasterPort: "{masterPort}"}
+	head := []string{"vllm", "serve", "m", "--host", "{host}", "--port", "{port}", "--enable-prompt-tokens-details"}
+	for name, tc := range map[string]struct {
+		serve Serve
+		argv  [][]string
+		env   map[string]string
+	}{
+		"one host": {
+			serve: Serve{Model: "m", Sleep: true, Args: []string{"-tp", "2"}, Env: map[string]string{"A": "1", "PYTHONUNBUFFERED": "0"}},
+			argv:  [][]string{append(slices.Clone(head), "--enable-sleep-mode", "-tp", "2")},
+			env:   map[string]string{"A": "1", "PYTHONUNBUFFERED": "0", "VLLM_HOST_IP": "{host}", "VLLM_SERVER_DEV_MODE": "1"},
+		},
+		"two hosts": {
+			serve: Serve{Model: "m", Nodes: 2, Args: []string{"-pp", "2"}},
+			argv: [][]string{
+				append(slices.Clone(head), "--nnodes", "2", "--node-rank", "0", "--master-addr", "{master}", "--master-port", "{masterPort}", "-pp", "2"),
+				append(slices.Clone(head), "--nnodes", "2", "--node-rank", "1", "--master-addr", "{master}", "--master-port", "{masterPort}", "--headless", "-pp", "2"),
+			},
+			env: map[string]string{"PYTHONUNBUFFERED": "1", "VLLM_HOST_IP": "{host}"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			argv, env := tc.serve.Template(at)
+			require.Empty(t, cmp.Diff(tc.argv, argv))
+			require.Empty(t, cmp.Diff(tc.env, env))
+		})
+	}
+}
+
+func TestSpreads(t *testing.T) {
+	require.True(t, Spreads([]string{"-tp", "2", "--distributed_executor_backend=ray"}))
+	require.False(t, Spreads([]string{"--distributed-executor-backend", "mp"}))
+	require.False(t, Spreads(nil))
 }
 
 func TestServeForModel(t *testing.T) {

@@ -4,34 +4,45 @@ import (
 	"archive/zip"
 	"bytes"
 	"crypto/sha256"
-	_ "embed"
+	"embed"
 	"encoding/hex"
 	"fmt"
 	"strings"
 )
 
-//go:embed launcher/mobula_launcher.py
-var launcher []byte
+//go:embed launcher/mobula_launcher.py launcher/mobula_engine.py launcher/mobula_guard.py
+var launcher embed.FS
 
-// moduleName is the launcher's Python module.
+// moduleName is the launcher's Python module; the others are its parts.
 const moduleName = "mobula_launcher"
 
 // Package gives the launcher as Ray takes packages: a zip, and its name, which follows from its content.
 func Package() (name string, content []byte, err error) {
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)
-	f, err := w.CreateHeader(&zip.FileHeader{Name: moduleName + ".py", Method: zip.Deflate}) // without a time: the same bytes each time
-	if err == nil {
-		_, err = f.Write(launcher)
+	for _, module := range []string{moduleName, "mobula_engine", "mobula_guard"} {
+		if err := pack(w, module+".py"); err != nil {
+			return "", nil, fmt.Errorf("pack the launcher: %w", err)
+		}
 	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
+	if err := w.Close(); err != nil {
 		return "", nil, fmt.Errorf("pack the launcher: %w", err)
 	}
 	sum := sha256.Sum256(b.Bytes())
 	return "_ray_pkg_" + hex.EncodeToString(sum[:])[:20] + ".zip", b.Bytes(), nil
+}
+
+func pack(w *zip.Writer, file string) error {
+	source, err := launcher.ReadFile("launcher/" + file)
+	if err != nil {
+		return err
+	}
+	f, err := w.CreateHeader(&zip.FileHeader{Name: file, Method: zip.Deflate}) // without a time: the same bytes each time
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(source)
+	return err
 }
 
 // Entrypoint is the shell command of a launcher job. Without an interpreter it is the Python that the job's supervisor, a

@@ -31,6 +31,9 @@ type PlacerSubject struct {
 	Model mobula.Model
 	// Impossible is one that fits on no host; nil when the platform takes everything.
 	Impossible *mobula.Model
+	// Platform is the section that a Configurer has been given for the fleets conformance and conformance-other, or takes for them;
+	// Refused is one that it does not take while it has replicas. Neither is for a Placer that is no Configurer.
+	Platform, Refused *mobula.Platform
 	// Crash has the process of a replica die.
 	Crash func(id string)
 	// Lose makes the platform one that can't be asked, and one that can.
@@ -66,6 +69,7 @@ func Placer(t *testing.T, subject func(t testing.TB) PlacerSubject) {
 		{"apply from many sides at once", testAtOnce},
 		{"hosts can be cordoned", testHosts},
 		{"files reach a replica", testFetch},
+		{"the same section again changes nothing, and one that is refused neither", testConfigure},
 		{"changes are told", testChanged},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -553,6 +557,59 @@ func testFetch(t *testing.T, p *placerTest) {
 	if err != nil || path == "" {
 		t.Errorf("fetch: path %q, error %v", path, err)
 	}
+}
+
+func testConfigure(t *testing.T, p *placerTest) {
+	t.Helper()
+	c, ok := p.Placer.(adapters.Configurer)
+	if !ok || p.Platform == nil {
+		t.Log("not run: the platform takes no settings")
+		return
+	}
+	configure := func(section *mobula.Platform, dry bool) error {
+		return c.Configure(t.Context(), fleet, *section, dry)
+	}
+	stays := func(ids []string) {
+		t.Helper()
+		if got := p.ready(t, "r1", len(ids)); !slices.Equal(ids, got) {
+			t.Errorf("replicas were %v, are %v", ids, got)
+		}
+		p.serves(t, ids...)
+		p.runs(t, ids...)
+	}
+	if err := configure(p.Platform, false); err != nil {
+		t.Fatalf("configure: %v", err)
+	}
+	p.apply(t, p.deployment("r1", 2))
+	ids := p.ready(t, "r1", 2)
+	for _, dry := range []bool{true, false, false} {
+		if err := configure(p.Platform, dry); err != nil {
+			t.Errorf("the same section, dry %t: %v", dry, err)
+		}
+		stays(ids)
+	}
+	if p.Refused != nil {
+		for _, dry := range []bool{true, false} {
+			if err := configure(p.Refused, dry); err == nil || errors.Is(err, adapters.ErrUnavailable) {
+				t.Errorf("a section that is to be refused, dry %t: %v", dry, err)
+			}
+			stays(ids)
+		}
+	}
+	if p.Lose != nil {
+		p.Lose(true)
+		for _, dry := range []bool{true, false} {
+			if err := configure(p.Platform, dry); err != nil && !errors.Is(err, adapters.ErrUnavailable) {
+				t.Errorf("while the platform is lost, dry %t: %v, want ErrUnavailable or none", dry, err)
+			}
+		}
+		p.serves(t, ids...)
+		p.runs(t, ids...)
+		p.Lose(false)
+	}
+	stays(ids)
+	p.apply(t, p.deployment("r1", 3))
+	p.runs(t, p.ready(t, "r1", 3)...)
 }
 
 func testChanged(t *testing.T, p *placerTest) {

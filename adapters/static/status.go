@@ -177,6 +177,13 @@ func (h *Hosts) Status(_ context.Context, fleet string) ([]mobula.Replica, error
 	return all, nil
 }
 
+// Replicas is how many there are of all fleets, those that are on their way out included.
+func (h *Hosts) Replicas() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.records.replicas)
+}
+
 // Changed gives a channel that is closed at the next change of what Status tells.
 func (h *Hosts) Changed() <-chan struct{} {
 	h.mu.Lock()

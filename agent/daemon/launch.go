@@ -84,7 +84,11 @@ func (d *Daemon) command(t *agent.Task, port int) (argv, env []string) {
 	}
 	argv, env = s.Command(environ)
 	if m.Engine.Kind == "sim" {
-		argv = append([]string{d.o.Exe, "sim", "--model", m.Name, "--host", d.o.Host, "--port", strconv.Itoa(port)}, m.Engine.Args...)
+		program := m.Engine.Command
+		if len(program) == 0 {
+			program = []string{d.o.Exe}
+		}
+		argv = slices.Concat(program, []string{"sim", "--model", m.Name, "--host", d.o.Host, "--port", strconv.Itoa(port)}, m.Engine.Args)
 	}
 	return argv, env
 }

@@ -44,6 +44,7 @@ type controlOptions struct {
 	listen  string
 	address string
 	data    string
+	router  string
 	log     mobula.Log
 }
 
@@ -59,11 +60,15 @@ running, scales and replaces them, and answers mobula apply, get, describe, scal
 It serves HTTPS with a certificate of its own authority, kept with all else that it has to remember in
 the data folder. What runs goes on while the control plane is down.
 
-With -f the file is applied at the start and whenever it changes; without one, mobula apply does it.`,
+With -f the file is applied at the start and whenever it changes; without one, mobula apply does it.
+With --router a router runs in the same process: enough for a small fleet, while a large one has several of their own.`,
 		Example: `  # The control plane of a fleet file
   mobula control -f fleet.yaml --data /var/lib/mobula/control
 
-  # Then: let hosts join, with the command that this prints
+  # With a router: all that a fleet on a Ray cluster needs
+  mobula control -f fleet.yaml --router :8000
+
+  # For bare metal then: let hosts join, with the command that this prints
   mobula token --config /var/lib/mobula/control/client.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.control(cmd.Context(), o) },
@@ -73,6 +78,7 @@ With -f the file is applied at the start and whenever it changes; without one, m
 	f.StringVar(&o.listen, "listen", ":8100", "address to listen on, host:port")
 	f.StringVar(&o.address, "address", "", "host or host:port where agents, routers and commands reach it (default this host's name, or the address it listens on)")
 	f.StringVar(&o.data, "data", dataFolder("control"), "folder for what has to survive a restart")
+	f.StringVar(&o.router, "router", "", "run a router too, on this address, host:port")
 	logFlags(cmd, &o.log)
 	yamlFiles(cmd, "file")
 	return cmd
@@ -132,6 +138,13 @@ func (a *app) control(ctx context.Context, o controlOptions) error {
 		return err
 	}
 	defer func() { _ = l.Close() }()
+	var front net.Listener
+	if o.router != "" {
+		if front, err = listen(ctx, o.router, "--router"); err != nil {
+			return err
+		}
+		defer func() { _ = front.Close() }()
+	}
 	reach := reachable(l.Addr(), o.address)
 	host, _, _ := net.SplitHostPort(reach)
 	creds, err := ca.Credentials(trust.RoleControl, "control", []string{host, "localhost", loopback}, controlLife)
@@ -156,15 +169,50 @@ func (a *app) control(ctx context.Context, o controlOptions) error {
 	_, _ = fmt.Fprintf(a.stdout, "control plane listening on %s\n", access.URL)
 	c := newConsole(a.stderr)
 	c.line("%s", c.dim("commands and routers reach it with --config "+path))
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.run(ctx) })
+	// A router ends first, so that running requests may finish.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, work := errgroup.WithContext(work)
+	g.Go(func() error { return p.run(work) })
 	if o.file != "" {
-		g.Go(func() error { return p.applyFile(ctx, o.file, fleet, db, logger) })
+		g.Go(func() error { return p.applyFile(work, o.file, fleet, db, logger) })
 	}
+	g.Go(func() error {
+		defer stop()
+		if front != nil {
+			return a.routeBeside(work, ctx, p, front)
+		}
+		select {
+		case <-ctx.Done():
+		case <-work.Done():
+		}
+		return nil
+	})
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// routeBeside runs a router of the control plane's fleet until ctx ends, or work, which ends when another part has failed.
+func (a *app) routeBeside(work, ctx context.Context, p *plane, l net.Listener) error { //nolint:revive // two contexts: neither is the other's parent
+	routing, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(work, stop)()
+	fleet, err := a.firstFleet(routing, p.control)
+	if err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(a.stdout, "router listening on %s\n", baseURL(l.Addr()))
+	done := a.startRouter(routing, routerOptions{
+		Fleet: fleet, Listener: l, Logger: p.logger, Version: thisBuild().Version, Plane: p.control, Endpoints: p.endpoints,
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-forced(ctx):
+		return nil
+	}
 }
 
 // readFleet reads a fleet file that must be right.

@@ -4,13 +4,17 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/goccy/go-yaml"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/mobula-serve/mobula"
 )
 
 func TestTheExamplesAreValid(t *testing.T) {
@@ -18,10 +22,74 @@ func TestTheExamplesAreValid(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	for _, file := range files {
+		if filepath.Base(file) == "cluster.yaml" {
+			continue // Ray's
+		}
 		t.Run(file, func(t *testing.T) {
 			got := execute(t, "", "validate", "-f", file)
 			require.Zero(t, got.code, got.stderr)
 		})
+	}
+}
+
+// rayCluster is a cluster file of `ray up`, with the fields of Ray's schema that one of plain hosts may have.
+type rayCluster struct {
+	Name               string `yaml:"cluster_name"`
+	MaxWorkers         int    `yaml:"max_workers"`
+	IdleTimeoutMinutes int    `yaml:"idle_timeout_minutes"`
+	Provider           struct {
+		Type      string   `yaml:"type"`
+		HeadIP    string   `yaml:"head_ip"`
+		WorkerIPs []string `yaml:"worker_ips"`
+	} `yaml:"provider"`
+	Auth struct {
+		User string `yaml:"ssh_user"`
+		Key  string `yaml:"ssh_private_key"`
+	} `yaml:"auth"`
+	FileMounts     map[string]string `yaml:"file_mounts"`
+	Init           []string          `yaml:"initialization_commands"`
+	Setup          []string          `yaml:"setup_commands"`
+	HeadSetup      []string          `yaml:"head_setup_commands"`
+	WorkerSetup    []string          `yaml:"worker_setup_commands"`
+	HeadCommands   []string          `yaml:"head_start_ray_commands"`
+	WorkerCommands []string          `yaml:"worker_start_ray_commands"`
+}
+
+func TestTheRayClusterFileIsOneAndFitsTheFleet(t *testing.T) {
+	file, err := os.ReadFile("../../examples/ray/cluster.yaml")
+	require.NoError(t, err)
+	var c rayCluster
+	require.NoError(t, yaml.UnmarshalWithOptions(file, &c, yaml.Strict()))
+	require.Equal(t, "local", c.Provider.Type)
+	require.NotEmpty(t, c.Name)
+	require.NotEmpty(t, c.Auth.User)
+	require.NotEmpty(t, c.Provider.WorkerIPs)
+	require.Contains(t, c.FileMounts, "~/.ray/auth_token")
+
+	fleet, err := mobula.LoadFile("../../examples/ray/fleet.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, fleet.Platform.Ray.TokenFile)
+	dashboard, err := url.Parse(fleet.Platform.Ray.Address)
+	require.NoError(t, err)
+	require.Equal(t, c.Provider.HeadIP, dashboard.Hostname())
+
+	start := func(commands []string) string {
+		require.Equal(t, []string{"ray stop"}, commands[:len(commands)-1])
+		return commands[len(commands)-1] + " "
+	}
+	head, worker := start(c.HeadCommands), start(c.WorkerCommands)
+	for _, part := range []string{
+		"RAY_AUTH_MODE=token ", "ray start --head ", "--dashboard-host=" + dashboard.Hostname() + " ", "--dashboard-port=" + dashboard.Port() + " ",
+		"--autoscaling-config=~/ray_bootstrap_config.yaml ",
+	} {
+		require.Contains(t, head, part)
+	}
+	require.Contains(t, worker, "RAY_AUTH_MODE=token ")
+	require.Contains(t, worker, "--address=$RAY_HEAD_IP:6379 ")
+	for i := range fleet.Models {
+		for name, value := range fleet.Models[i].Resources.HostLabels {
+			require.Contains(t, worker, "--labels="+name+"="+value+" ")
+		}
 	}
 }
 

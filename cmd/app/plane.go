@@ -17,6 +17,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/ray"
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/api"
@@ -43,7 +44,8 @@ type planeOptions struct {
 type plane struct {
 	control *control.Control
 	hosts   *static.Hosts
-	// endpoints are those of the hosts.
+	cluster *ray.Cluster
+	// endpoints are those of the platform.
 	endpoints adapters.Discoverer
 	api       *api.Server
 	engines   *engine.Client
@@ -61,11 +63,16 @@ func newPlane(o planeOptions) (*plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hosts: %w", err)
 	}
-	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.hosts, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
+	p.cluster, err = ray.New(ray.Options{Store: o.Store, Control: o.ID, Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("Ray cluster: %w", err)
+	}
+	all := newPlatforms(p.hosts, p.cluster)
+	p.control, err = control.New(control.Options{Store: o.Store, Placer: all, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
-	p.endpoints = withKey(p.hosts.Discoverer(), o.EngineKey)
+	p.endpoints = withKey(all, o.EngineKey)
 	serve := api.Options{
 		Backend: p.control, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
 		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,
@@ -103,15 +110,8 @@ func (p *plane) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.hosts.Run(ctx) })
+	g.Go(func() error { return p.cluster.Run(ctx) })
 	g.Go(func() error { return p.control.Run(ctx) })
-	g.Go(func() error {
-		return follow(ctx, p.control, p.logger, func(f *mobula.Fleet) error {
-			if f.Platform.Static == nil {
-				return nil
-			}
-			return p.hosts.Update(*f.Platform.Static)
-		})
-	})
 	served := make(chan struct{})
 	g.Go(func() error {
 		defer close(served)
@@ -138,8 +138,7 @@ func (p *plane) run(ctx context.Context) error {
 
 // fleetSource is where a fleet that is applied elsewhere comes from: the control plane itself, or a client of it.
 type fleetSource interface {
-	Fleet(ctx context.Context) ([]byte, error)
-	View(ctx context.Context, after int64) (*control.View, error)
+	Settings(ctx context.Context, after int64) (*control.Settings, error)
 }
 
 // Pace of following a control plane.
@@ -151,67 +150,46 @@ const (
 // follow calls apply with the fleet as it was applied last, less what was deleted since, and again when that changes, until
 // ctx ends. A fleet that can't be taken changes nothing.
 func follow(ctx context.Context, from fleetSource, logger *slog.Logger, apply func(*mobula.Fleet) error) error {
-	var version, generation int64
-	var models []string
+	var version int64
 	for ctx.Err() == nil {
-		v, err := viewAfter(ctx, from, version)
-		if err != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			if !errors.Is(err, context.DeadlineExceeded) {
-				pause(ctx, followPause)
-			}
+		fleet, seen, err := fetchFleet(ctx, from, version)
+		switch {
+		case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded), err == nil && seen == version:
 			continue
-		}
-		version = v.Version
-		wanted := wantedModels(v)
-		if v.Generation == generation && slices.Equal(wanted, models) {
+		case seen == 0:
+			pause(ctx, followPause)
 			continue
-		}
-		fleet, err := fetchFleet(ctx, from)
-		if err == nil && fleet != nil {
-			fleet.Models = slices.DeleteFunc(fleet.Models, func(m mobula.Model) bool { return m.Placed() && !slices.Contains(wanted, m.Name) })
+		case err == nil && fleet != nil:
 			err = apply(fleet)
 		}
 		if err != nil {
-			logger.Warn("the fleet that was applied can't be taken, the running one stays", "generation", v.Generation, "err", err)
+			logger.Warn("the fleet that was applied can't be taken, the running one stays", "err", err)
 			pause(ctx, followPause)
 			version = 0 // look again at once
 			continue
 		}
-		generation, models = v.Generation, wanted
+		version = seen
 	}
 	return ctx.Err()
 }
 
-// wantedModels names the placed models that nobody has deleted: requests for the others have nothing to wait for.
-func wantedModels(v *control.View) []string {
-	var names []string
-	for i := range v.Models {
-		if m := &v.Models[i]; !m.Deleted {
-			names = append(names, m.Name)
-		}
-	}
-	return names
-}
-
-func viewAfter(ctx context.Context, from fleetSource, after int64) (*control.View, error) {
+// fetchFleet gives the fleet that was applied last and the version of these settings, as soon as that is not after, or nil
+// before the first apply. A fleet that is not right comes with its version, one that can't be read without.
+func fetchFleet(ctx context.Context, from fleetSource, after int64) (fleet *mobula.Fleet, version int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, followWait)
 	defer cancel()
-	return from.View(ctx, after)
-}
-
-// fetchFleet gives the fleet that was applied last, nil before the first apply.
-func fetchFleet(ctx context.Context, from fleetSource) (*mobula.Fleet, error) {
-	file, err := from.Fleet(ctx)
-	if errors.Is(err, control.ErrNotFound) || err == nil && len(file) == 0 {
-		return nil, nil //nolint:nilnil // documented
-	}
+	s, err := from.Settings(ctx, after)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return mobula.Load(file, "the applied fleet")
+	if s.File == "" {
+		return nil, s.Version, nil
+	}
+	if fleet, err = mobula.Load([]byte(s.File), "the applied fleet"); err != nil {
+		return nil, s.Version, err
+	}
+	fleet.Models = slices.DeleteFunc(fleet.Models, func(m mobula.Model) bool { return slices.Contains(s.Deleted, m.Name) })
+	return fleet, s.Version, nil
 }
 
 // pause waits for d or the end of ctx.

@@ -11,46 +11,32 @@ import (
 	"github.com/mobula-serve/mobula/control"
 )
 
-// tellingPlane is a control plane whose views come one after the other, and then none until ctx ends.
-type tellingPlane struct {
-	file  string
-	views []control.View
-}
+// tellingPlane is a control plane whose settings come one after the other, and then none until ctx ends.
+type tellingPlane []control.Settings
 
-func (p *tellingPlane) Fleet(context.Context) ([]byte, error) { return []byte(p.file), nil }
-
-func (p *tellingPlane) View(ctx context.Context, _ int64) (*control.View, error) {
-	if len(p.views) == 0 {
+func (p *tellingPlane) Settings(ctx context.Context, after int64) (*control.Settings, error) {
+	if len(*p) == 0 {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	v := p.views[0]
-	p.views = p.views[1:]
-	return &v, nil
+	s := (*p)[0]
+	*p = (*p)[1:]
+	s.Version = after + 1
+	return &s, nil
 }
 
 func TestARouterFollowsAppliesAndDeletions(t *testing.T) {
-	file := `apiVersion: mobula/v1
-kind: Fleet
-platform: {static: {}}
-models:
-  - {name: a, replicas: 1, engine: {kind: sim}}
-  - {name: b, replicas: 1, engine: {kind: sim}}
-  - {name: elsewhere}
-`
-	view := func(version, generation int64, models ...control.ModelStatus) control.View {
-		return control.View{Version: version, Generation: generation, Models: models}
+	const head = "apiVersion: mobula/v1\nkind: Fleet\nplatform: {static: {}}\nmodels:\n"
+	const a, b = "  - {name: a, replicas: 1, engine: {kind: sim}}\n", "  - {name: b, replicas: 1, engine: {kind: sim}}\n"
+	const elsewhere = "  - {name: elsewhere}\n"
+	p := &tellingPlane{
+		{}, // before the first apply
+		{File: head + a + b + elsewhere},
+		{File: head + a + b + elsewhere, Deleted: []string{"b"}},
+		{File: "kind: of broken"},
+		{File: head + b + elsewhere},
+		{File: head + b + elsewhere, Deleted: []string{"b"}},
 	}
-	a, b := control.ModelStatus{Name: "a"}, control.ModelStatus{Name: "b"}
-	deleted := control.ModelStatus{Name: "b", Deleted: true}
-	p := &tellingPlane{file: file, views: []control.View{
-		view(1, 1, a, b),
-		view(2, 1, a, control.ModelStatus{Name: "b", Wanted: 3}), // nothing new for a router
-		view(3, 1, a, deleted),
-		view(4, 1, a), // it is gone
-		view(5, 2, a, b),
-		view(6, 2),
-	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var got [][]string
@@ -59,11 +45,11 @@ models:
 		for i := range f.Models {
 			names = append(names, f.Models[i].Name)
 		}
-		if got = append(got, names); len(p.views) == 0 {
+		if got = append(got, names); len(*p) == 0 {
 			cancel()
 		}
 		return nil
 	})
 	require.ErrorIs(t, err, context.Canceled)
-	require.Equal(t, [][]string{{"a", "b", "elsewhere"}, {"a", "elsewhere"}, {"a", "b", "elsewhere"}, {"elsewhere"}}, got)
+	require.Equal(t, [][]string{{"a", "b", "elsewhere"}, {"a", "elsewhere"}, {"b", "elsewhere"}, {"elsewhere"}}, got)
 }

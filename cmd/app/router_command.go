@@ -98,12 +98,10 @@ func (a *app) router(ctx context.Context, o routerCommandOptions) error {
 }
 
 // firstFleet waits for the control plane to have a fleet.
-func (a *app) firstFleet(ctx context.Context, plane *client.Client) (*mobula.Fleet, error) {
+func (a *app) firstFleet(ctx context.Context, plane fleetSource) (*mobula.Fleet, error) {
 	c := newConsole(a.stderr)
 	for said := ""; ; {
-		look, cancel := context.WithTimeout(ctx, followWait)
-		fleet, err := fetchFleet(look, plane)
-		cancel()
+		fleet, _, err := fetchFleet(ctx, plane, 0)
 		if fleet != nil {
 			return fleet, nil
 		}

@@ -75,6 +75,9 @@ func TestValidate(t *testing.T) {
 	got = execute(t, goodFleet, "validate", "-f", "-")
 	require.Equal(t, result{0, "standard input" + summary, ""}, got)
 
+	got = execute(t, "apiVersion: mobula/v1\nkind: Fleet\nplatform: {ray: {address: http://ray:8265, serve: [{name: llm}]}}\n", "validate", "-f", "-")
+	require.Equal(t, result{0, "standard input: ok: Ray cluster at http://ray:8265 with 1 Serve application, 0 models, policy cost\n", ""}, got)
+
 	got = execute(t, "", "validate", "-f", bad, good, "-f", "no-such.yaml")
 	require.Equal(t, exitFailed, got.code)
 	require.Equal(t, good+summary, got.stdout)

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/engine"
 )
@@ -45,7 +43,8 @@ func upFleet(o upOptions) (*mobula.Fleet, string, error) {
 func (o upOptions) withModels(f *mobula.Fleet, gpus int) (*mobula.Fleet, error) {
 	fleet := *f
 	if fleet.Platform.Static == nil {
-		return nil, errors.New("platform: mobula up runs platform.static only")
+		return nil, hinted(errors.New("platform.ray: mobula up runs engines on this machine only"),
+			"for a Ray cluster: mobula control -f FILE, and beside it mobula router --config CLIENT.JSON, as the control plane prints it")
 	}
 	static := *fleet.Platform.Static
 	fleet.Platform.Static = &static
@@ -160,9 +159,9 @@ func checkEngineArgs(args []string) error {
 
 // fleetYAML writes a fleet as a file, which the control plane takes, and checks it on the way: two models of one name, say.
 func fleetYAML(f *mobula.Fleet) ([]byte, error) {
-	file, err := yaml.Marshal(f)
+	file, err := f.YAML()
 	if err != nil {
-		return nil, fmt.Errorf("write the fleet: %w", err)
+		return nil, err
 	}
 	if _, err := mobula.Load(file, "the fleet of mobula up"); err != nil {
 		return nil, err

@@ -83,13 +83,22 @@ func fleetError(file string, err error) error {
 	return err
 }
 
-// describe sums a fleet up in a line.
+// describe sums a fleet up in a line: "2 endpoints, 1 model, policy cost".
 func describe(f *mobula.Fleet) string {
-	endpoints := 0
-	if f.Platform.Static != nil {
-		endpoints = len(f.Platform.Static.Endpoints)
+	var where string
+	if ray := f.Platform.Ray; ray != nil {
+		where = "Ray cluster at " + ray.Address
+		if n := len(ray.Serve); n > 0 {
+			where += " with " + count(n, "Serve application")
+		}
+	} else {
+		endpoints := 0
+		if f.Platform.Static != nil {
+			endpoints = len(f.Platform.Static.Endpoints)
+		}
+		where = count(endpoints, "endpoint")
 	}
-	return count(endpoints, "endpoint") + ", " + count(len(f.Models), "model") + ", policy " + f.Router.Policy.Name
+	return where + ", " + count(len(f.Models), "model") + ", policy " + f.Router.Policy.Name
 }
 
 // count gives "1 model", "2 models".

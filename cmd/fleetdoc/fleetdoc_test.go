@@ -41,13 +41,22 @@ func TestExampleLoadsAndIsComplete(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(root, "docs/fleet.md"))
 	require.NoError(t, err)
 	_, rest, _ := strings.Cut(string(page), "```yaml\n")
-	file, _, ok := strings.Cut(rest, "```\n")
+	file, rest, ok := strings.Cut(rest, "```\n")
 	require.True(t, ok)
+	_, rest, _ = strings.Cut(rest, "```yaml\n")
+	onRay, _, ok := strings.Cut(rest, "```\n")
+	require.True(t, ok)
+	_, err = mobula.Load([]byte(header+onRay), "docs/fleet.md")
+	require.NoError(t, err)
 	fleet, err := mobula.Load([]byte(file), "docs/fleet.md")
 	require.NoError(t, err)
 	require.Empty(t, cmp.Diff(mobula.Default().Router, fleet.Router), "the example shows the defaults")
 	require.Empty(t, cmp.Diff(mobula.Default().KV, fleet.KV))
 	eachField(t, func(path string, f field, _ reflect.Value) {
+		if strings.HasPrefix(path, "platform.ray") {
+			require.Contains(t, onRay, f.name+":", path)
+			return
+		}
 		require.Contains(t, file, f.name+":", path)
 	})
 }
@@ -121,6 +130,9 @@ func withField(t *testing.T, path, value string) map[string]any {
 	t.Helper()
 	var fleet map[string]any
 	require.NoError(t, json.Unmarshal([]byte(smallest), &fleet))
+	if strings.HasPrefix(path, "platform.ray.") {
+		fleet["platform"] = map[string]any{"ray": map[string]any{"address": "http://ray:8265", "serve": []any{map[string]any{"name": "s"}}}}
+	}
 	at := fleet
 	parts := strings.Split(path, ".")
 	for _, part := range parts[:len(parts)-1] {
@@ -169,10 +181,15 @@ func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	seen := map[string]bool{}
 	loaded, err := mobula.Load([]byte(smallest), "smallest.yaml")
 	require.NoError(t, err)
+	onRay, err := mobula.Load([]byte(header+"platform: {ray: {address: http://ray:8265, serve: [{name: s}]}}"), "ray.yaml")
+	require.NoError(t, err)
+	ray := *onRay.Platform.Ray
+	ray.Address, ray.Serve = "", nil
 	provider := loaded.Providers[0]
 	provider.URL, provider.Models = "", nil
 	items := map[string]any{
 		"platform.static": mobula.Static{HostTimeout: loaded.Platform.Static.HostTimeout}, "platform.static.endpoints[]": mobula.StaticEndpoint{},
+		"platform.ray": ray, "platform.ray.serve[]": mobula.RayServe{},
 		"models[]": mobula.NewModel(""), "models[].loras[]": mobula.LoRA{},
 		"providers[]": provider, "providers[].models[]": mobula.ProviderModel{},
 	}

@@ -9,8 +9,13 @@ import (
 	"path/filepath"
 )
 
-//go:embed example.yaml
-var example string
+// The examples on the page: a fleet, and the platform section of one on Ray.
+var (
+	//go:embed example.yaml
+	example string
+	//go:embed example_ray.yaml
+	exampleRay string
+)
 
 func main() {
 	if err := run("."); err != nil {

@@ -25,7 +25,7 @@ with problems leaves the running fleet as it is: one log line tells them, and ` 
 
 A complete example; only apiVersion, kind and platform are required:
 
-` + "```yaml\n" + example + "```\n")
+` + "```yaml\n" + example + "```\n\nOn a [Ray cluster](ray.md) the platform is another one:\n\n```yaml\n" + exampleRay + "```\n")
 	writeSection(&b, types, "Fleet", "")
 	return b.String()
 }
@@ -64,15 +64,17 @@ func below(path string, f field) string {
 func typeName(f field, section bool, path string) string {
 	name := map[string]string{
 		"string": "text", "bool": "true or false", "int": "whole number", "float64": "number",
-		"Duration": "duration", "Size": "size", "Role": "text", "Range": "number or range",
+		"Duration": "duration", "Size": "size", "Role": "text", "Range": "number or range", "PortRange": "range of ports",
 	}[f.typ]
 	if section {
 		anchor := strings.ToLower(strings.NewReplacer(".", "", "[]", "").Replace(path))
 		name = "[" + path + "](#" + anchor + ")"
 	}
 	switch {
-	case f.labels:
-		return "map of text"
+	case f.mapping && f.typ == "any":
+		return "free-form mapping"
+	case f.mapping:
+		return "map of " + name
 	case f.list:
 		return "list of " + name
 	}

@@ -39,9 +39,10 @@ func writeSchema(types map[string]structType) ([]byte, error) {
 	}
 	root.Schema, root.Title = "https://json-schema.org/draft/2020-12/schema", "Mobula fleet file"
 	root.Defs = map[string]*schema{
-		"Duration": {Type: "string", Pattern: `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$`},
-		"Size":     {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(KiB|MiB|GiB|KB|MB|GB)?$`, Minimum: "0"},
-		"Range":    {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(-[0-9]+)?$`, Minimum: "0"},
+		"Duration":  {Type: "string", Pattern: `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$`},
+		"Size":      {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(KiB|MiB|GiB|KB|MB|GB)?$`, Minimum: "0"},
+		"Range":     {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(-[0-9]+)?$`, Minimum: "0"},
+		"PortRange": {Type: "string", Pattern: `^([0-9]+-[0-9]+)?$`},
 	}
 	for name := range types {
 		if name == "Fleet" {
@@ -85,7 +86,7 @@ func fieldSchema(types map[string]structType, f field) (*schema, error) {
 	}
 	low, high := json.Number(f.low), json.Number(f.high)
 	switch {
-	case f.labels:
+	case f.mapping:
 		s = &schema{Type: "object", Additional: s}
 	case f.list:
 		s = &schema{Type: "array", Items: s, MinItems: low}
@@ -117,8 +118,10 @@ func typeSchema(types map[string]structType, name string) (*schema, error) {
 		return &schema{Type: "integer"}, nil
 	case "float64":
 		return &schema{Type: "number"}, nil
+	case "any":
+		return &schema{}, nil
 	}
-	if _, ok := types[name]; ok || name == "Duration" || name == "Size" || name == "Range" {
+	if _, ok := types[name]; ok || name == "Duration" || name == "Size" || name == "Range" || name == "PortRange" {
 		return &schema{Ref: "#/$defs/" + name}, nil
 	}
 	return nil, fmt.Errorf("no schema for type %s", name)

@@ -20,9 +20,9 @@ type structType struct {
 // field is one field of the fleet file, with what its comment says.
 type field struct {
 	name     string // as in the file
-	typ      string // string, bool, int, float64, Duration, Size, Role, or a struct's name
+	typ      string // string, bool, int, float64, any, Duration, Size, Role, Range, PortRange, or a struct's name
 	list     bool   // of typ
-	labels   bool   // map of strings
+	mapping  bool   // of text to typ
 	doc      string // without what the members below hold, but for bounds
 	fallback string // the default: a literal as in the file
 	derived  string // the default in words
@@ -98,7 +98,7 @@ func readField(f *ast.Field) (field, error) {
 	case *ast.ArrayType:
 		out.typ, out.list = t.Elt.(*ast.Ident).Name, true
 	case *ast.MapType:
-		out.typ, out.labels = "string", true
+		out.typ, out.mapping = t.Value.(*ast.Ident).Name, true
 	default:
 		return out, fmt.Errorf("unknown type %T", t)
 	}

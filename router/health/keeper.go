@@ -169,7 +169,7 @@ func (k *Keeper) Report(e *pick.Endpoint, o proxy.Outcome) {
 	if o.Cause != proxy.CauseOK && !o.Cause.Failed() {
 		return // the client's doing, or a busy engine: says neither good nor bad
 	}
-	m := k.members.Load().byLive[e.Live]
+	m := k.memberOf(e)
 	if m == nil {
 		return
 	}
@@ -207,9 +207,18 @@ func (k *Keeper) Overdue(e *pick.Endpoint) {
 	if e.Provider != nil {
 		return // nothing can be asked of it but requests
 	}
-	if m := k.members.Load().byLive[e.Live]; m != nil {
+	if m := k.memberOf(e); m != nil {
 		m.take(input{event: requestOverdue}, nil)
 	}
+}
+
+// memberOf gives who watches e, nil when it is gone or has moved to another address: what a request met with at the former one
+// says nothing about the new one.
+func (k *Keeper) memberOf(e *pick.Endpoint) *member {
+	if m := k.members.Load().byLive[e.Live]; m != nil && m.url == e.URL {
+		return m
+	}
+	return nil
 }
 
 // Scraped gives what an endpoint's /metrics said last; false when that is too long ago or
@@ -331,7 +340,7 @@ func (k *Keeper) newMember(ctx context.Context, e mobula.Endpoint, earlier *memb
 		live = &pick.Live{}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	m := &member{keeper: k, live: live, cancel: cancel, wake: make(chan struct{}, 1), spec: e, since: time.Now()}
+	m := &member{keeper: k, url: e.URL, live: live, cancel: cancel, wake: make(chan struct{}, 1), spec: e, since: time.Now()}
 	live.Draining.Store(e.Draining)
 	if e.Provider != nil {
 		m.machine, m.cards, m.learned, m.heard = machine{state: stateUp}, configured(e), true, true

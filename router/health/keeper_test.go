@@ -436,6 +436,43 @@ func TestAnotherAddressIsAnotherServerWithTheSameRequests(t *testing.T) {
 	})
 }
 
+// A replica that its platform moves keeps its ID: what there was at the former address is forgotten.
+func TestRequestsToAFormerAddressSayNothingOfTheNewOne(t *testing.T) {
+	for name, before := range map[string]proxy.Cause{"that was in order": proxy.CauseOK, "that was ejected": proxy.CauseConnect} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(f *fleet) {
+				t := f.t
+				f.report("a", "c")
+				after(6 * time.Second)
+				_, known := f.Scraped("a")
+				require.True(t, known)
+				former := f.endpoint("a")
+				f.engine("a").kill()
+				f.ends("a", before)
+				f.engine("b").set(func(e *fakeEngine) { e.scrape = errSick })
+				f.up <- []mobula.Endpoint{{ID: "a", URL: url("b")}, {ID: "c", URL: url("c")}}
+				synctest.Wait()
+				require.Equal(t, "a c", f.serving())
+				require.Equal(t, url("b"), f.endpoint("a").URL)
+				require.False(t, f.endpoint("a").Live.Ejected.Load())
+				_, known = f.Scraped("a")
+				require.False(t, known, "those were of the former one")
+
+				for _, cause := range []proxy.Cause{proxy.CauseConnect, proxy.CauseIdle, proxy.CauseFirstByte, proxy.CauseOK} {
+					f.Report(former, proxy.Outcome{Cause: cause})
+				}
+				f.Overdue(former)
+				after(3 * time.Second)
+				require.Equal(t, "a c", f.serving())
+				require.Zero(t, f.engine("b").count(&f.engine("b").infers), "nobody has doubted it")
+				calls := f.engine("a").count(&f.engine("a").healths)
+				after(time.Minute)
+				require.Equal(t, calls, f.engine("a").count(&f.engine("a").healths), "the former one is left alone")
+			})
+		})
+	}
+}
+
 func TestDrainAndLabelsChangeWithoutAPause(t *testing.T) {
 	bubble(t, func(f *fleet) {
 		t := f.t

@@ -18,6 +18,7 @@ import (
 // member is one endpoint in the keeper's care.
 type member struct {
 	keeper *Keeper
+	url    string // of spec; another one is another member
 	live   *pick.Live
 	cancel context.CancelFunc // ends watch
 	wake   chan struct{}      // holds one: something changed that watch should look at

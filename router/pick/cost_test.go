@@ -107,6 +107,37 @@ func TestTicketsOfUnknownAndVanishedEndpoints(t *testing.T) {
 	requireIdle(t, p, g.Endpoints)
 }
 
+// A replica that its platform has moved has the same ID, and nothing of what it held.
+func TestAnEngineAtAnotherAddressIsAnotherOne(t *testing.T) {
+	for _, name := range []string{"cost", "prefix"} {
+		t.Run(name, func(t *testing.T) {
+			policy, g := mustNew(t, name), testGroup(0, 0, 0)
+			p := policy.(Observer)
+			r, other := ask(time.Second, 4000, text(16, "c")), ask(time.Second, 4000, text(16, "d"))
+			var done, late Ticket
+			p.Sent(r, g.Endpoints[1], &done)
+			p.Done(&done, Outcome{Now: time.Second, OK: true, Cached: -1, Completion: 1})
+			require.Equal(t, "e1", policy.Order(r, g, nil)[0].ID)
+			require.Equal(t, "prefix", r.Reason)
+			p.Sent(other, g.Endpoints[1], &late)
+
+			moved := testGroup(0, 0, 0)
+			moved.Endpoints[1].URL = "http://10.0.0.8:8000"
+			p.Keep(NewSnapshot(moved.Endpoints, nil, nil))
+			policy.Order(r, moved, nil)
+			require.Equal(t, "load", r.Reason)
+
+			var there Ticket
+			p.Sent(other, moved.Endpoints[1], &there)
+			p.Done(&there, Outcome{Now: 2 * time.Second, OK: true, Cached: -1, Completion: 1})
+			p.Done(&late, Outcome{Now: 2 * time.Second, Cached: -1}) // it failed at the former address
+			p.Keep(NewSnapshot(moved.Endpoints, nil, nil))
+			require.Equal(t, "e1", policy.Order(other, moved, nil)[0].ID)
+			require.Equal(t, "prefix", other.Reason)
+		})
+	}
+}
+
 func TestAbortedPromptsAreNotCountedOn(t *testing.T) {
 	p, g := newTestCost(), testGroup(0)
 	blocks := text(8, "w")

@@ -23,6 +23,7 @@ type engines struct {
 // engine is one of them. A ticket may outlive it: then it is gone, and all that a ticket
 // does to it is lost with it.
 type engine struct {
+	url         string // an engine at another one is another one
 	slot        kv.Engine
 	cacheTokens int
 	gone        bool
@@ -72,7 +73,7 @@ func (s *engines) of(g *Group) []*engine {
 func (s *engines) get(e *Endpoint) *engine {
 	n := s.byID[e.ID]
 	if n == nil {
-		n = &engine{cacheTokens: e.CacheTokens, load: load{speed: 1}}
+		n = &engine{url: e.URL, cacheTokens: e.CacheTokens, load: load{speed: 1}}
 		n.slot = s.index.Add(s.capacity(n))
 		s.byID[e.ID] = n
 	}
@@ -87,12 +88,16 @@ func (s *engines) capacity(n *engine) int {
 	return max(1, int(float64(n.cacheTokens)/s.blockTokens))
 }
 
-// keep forgets the engines that are not in the snapshot and takes over new capacities.
+// keep forgets the engines that are not in the snapshot, or are elsewhere, and takes over new capacities.
 func (s *engines) keep(snapshot *Snapshot) {
 	present := make(map[string]*engine, len(snapshot.Endpoints))
 	for _, e := range snapshot.Endpoints {
 		if e.Provider != nil {
 			continue
+		}
+		if n := s.byID[e.ID]; n != nil && n.url != e.URL {
+			s.remove(n)
+			delete(s.byID, e.ID)
 		}
 		n := s.get(e)
 		present[e.ID] = n
@@ -103,8 +108,7 @@ func (s *engines) keep(snapshot *Snapshot) {
 	}
 	for id, n := range s.byID {
 		if present[id] == nil {
-			n.gone = true
-			s.index.Remove(n.slot)
+			s.remove(n)
 		}
 	}
 	s.byID = present
@@ -114,6 +118,11 @@ func (s *engines) keep(snapshot *Snapshot) {
 			s.of(g)
 		}
 	}
+}
+
+func (s *engines) remove(n *engine) {
+	n.gone = true
+	s.index.Remove(n.slot)
 }
 
 // match tells what each engine holds of r's prompt; indexed by slot.

@@ -84,7 +84,7 @@ func (p *prefix) Done(t *Ticket, o Outcome) {
 	defer p.mu.Unlock()
 	n := p.engines.byID[t.Endpoint.ID]
 	switch {
-	case n == nil:
+	case n == nil || n.url != t.Endpoint.URL: // it is gone, or another one by now
 	case o.OK:
 		p.engines.learn(n, t.Blocks, o)
 	case o.Completion == 0:

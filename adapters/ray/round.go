@@ -1,0 +1,428 @@
+package ray
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/raycluster"
+)
+
+const (
+	roundTimeout = time.Minute
+	deedTimeout  = time.Minute
+	restPoll     = 10 * time.Second // while there is no cluster: a change wakes Run
+	jobRepeat    = 10 * time.Second // from one StopJob or DeleteJob to the next for the same job
+)
+
+// needs is what a round asks of the cluster beside its State.
+type needs struct{ version, jobs, dead bool }
+
+// findings are what a round has been told.
+type findings struct {
+	version *Version
+	jobs    []Job
+	listed  bool
+	logs    map[string]string
+	state   *State
+	dead    []Actor
+	asked   bool // dead was
+	serve   []mobula.Endpoint
+	served  bool
+	err     error // nothing else counts, then
+	jobsErr error
+}
+
+// deed is one thing to tell the cluster.
+type deed struct {
+	link        *link
+	submit      *Submission
+	stop, forget string // jobs
+}
+
+// round looks at the cluster, once, and says what is to be done there and when to look again.
+func (c *Cluster) round(ctx context.Context) (deeds []deed, wait time.Duration) {
+	l, n, logs := c.begin()
+	if l == nil {
+		return nil, restPoll
+	}
+	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
+	defer cancel()
+	f := gather(ctx, l, n, logs)
+	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
+		return nil, 0
+	}
+	return c.take(l, f)
+}
+
+// begin says what this round asks for. logs are the failed jobs whose output is known.
+func (c *Cluster) begin() (l *link, n needs, unread func([]Job) []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil {
+		return nil, n, nil
+	}
+	v := &c.view
+	v.rounds++
+	n.version = v.state == nil || v.failures > 0
+	n.jobs = v.listed.IsZero() || c.now().Sub(v.listed) >= jobsEvery || len(v.orders) > 0 || c.unsettled()
+	n.dead = c.wonders()
+	link, owner := c.link, v.owner
+	return link, n, func(jobs []Job) []string {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.link != link {
+			return nil
+		}
+		return c.view.unread(jobs, owner)
+	}
+}
+
+// wonders tells whether a replica is missing for a reason that is not known yet.
+func (c *Cluster) wonders() bool {
+	busy, jobs := c.view.busy(), c.view.single()
+	for id, t := range c.view.tries {
+		rec := c.records.replicas[id]
+		if t.failed.IsZero() && !busy[id] && len(jobs[id]) == 0 && rec != nil && !rec.Leaving && !c.view.sights[id].whole(c.parts(rec)) {
+			return true
+		}
+	}
+	return false
+}
+
+// unsettled tells whether what is on the cluster differs from what is wanted, as far as is known.
+func (c *Cluster) unsettled() bool {
+	for _, rec := range c.records.replicas {
+		if rec.Leaving || !c.view.sights[rec.ID].whole(c.parts(rec)) {
+			return true
+		}
+	}
+	for _, d := range c.records.deployments {
+		if d.Removed {
+			return true
+		}
+	}
+	for id, at := range c.view.sights {
+		if c.records.replicas[id] == nil && at.exists() {
+			return true
+		}
+	}
+	return false
+}
+
+// parts gives the number of actors of a replica.
+func (c *Cluster) parts(rec *replicaRecord) int {
+	d := c.records.deployments[rec.key()]
+	if d == nil || spreads(&d.Model) {
+		return 1
+	}
+	return max(1, d.Model.Resources.Hosts)
+}
+
+// gather asks the cluster. Jobs come before the State: one that was over then has left all its traces in it.
+func gather(ctx context.Context, l *link, n needs, unread func([]Job) []string) (f findings) {
+	if n.version {
+		v, err := l.api.Version(ctx)
+		if err != nil {
+			return findings{err: err}
+		}
+		f.version = &v
+	}
+	if n.jobs {
+		if f.jobs, f.jobsErr = l.api.Jobs(ctx, jobPrefix(l.owner)); f.jobsErr == nil {
+			f.listed, f.logs = true, map[string]string{}
+			for _, id := range unread(f.jobs) {
+				if log, err := l.api.JobLogs(ctx, id); ctx.Err() == nil {
+					f.logs[id] = log
+					if err != nil {
+						f.logs[id] = "its output can't be read: " + err.Error()
+					}
+				}
+			}
+		}
+	}
+	if f.state, f.err = l.api.State(ctx, l.ray.Namespace); f.err != nil {
+		return f
+	}
+	if n.dead {
+		dead, err := l.api.Dead(ctx, l.ray.Namespace)
+		f.dead, f.asked = dead, err == nil
+	}
+	if serve, _, err := l.serving.round(ctx, l.api, l.ray.Serve); err == nil {
+		f.serve, f.served = serve, true
+	}
+	return f
+}
+
+// take follows from what a round was told.
+func (c *Cluster) take(l *link, f findings) (deeds []deed, wait time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	poll := time.Duration(l.ray.Poll)
+	if c.link != l {
+		return nil, 0
+	}
+	defer c.tell()
+	v := &c.view
+	if f.err != nil {
+		c.lost(f.err)
+		return nil, poll
+	}
+	if err := c.sure(); err != nil {
+		c.log.Error("cannot read the state of the Ray cluster's replicas, trying again", "error", err)
+		return nil, poll
+	}
+	c.found(&f)
+	var end []string
+	if f.listed {
+		if v.list(f.jobs, c.control, c.now()) {
+			c.log.Error("another control plane uses this owner on the Ray cluster: nothing is done there until it is quiet",
+				"control", v.rival, "owner", l.owner, "address", l.ray.Address)
+			c.news = true
+		}
+		end = v.settle(c.records, c.now())
+	}
+	if f.listed && v.rival == "" && f.state.Partial == "" {
+		if ids := adopt(c.records, v.sights, v.jobs, c.now()); len(ids) > 0 {
+			c.log.Info("took up replicas that were on the Ray cluster", "replicas", len(ids))
+		}
+	}
+	s := c.situation()
+	c.observe()
+	s.notes(func(id string) bool { return c.statuses[id].State == mobula.StateReady },
+		func(id string) (string, string, bool) { return v.why(id, f.asked) })
+	c.observe() // with what was noted
+	c.urls()
+	var drafts []draft
+	var forget []string
+	if v.rival == "" && (f.listed || !c.unsettled()) {
+		drafts, forget = c.decide(&s, f.listed, &end)
+	}
+	if err := c.commit(); err != nil {
+		c.log.Error("cannot keep the state of the Ray cluster's replicas, trying again", "error", err)
+		c.observe()
+		return nil, poll
+	}
+	c.observe()
+	return c.tellRay(l, drafts, end, forget), c.wait(poll)
+}
+
+// lost notes that the cluster could not be asked.
+func (c *Cluster) lost(err error) {
+	v := &c.view
+	if v.failures++; v.failures == 1 || v.failures == lostAfter {
+		c.log.Warn("cannot look at the Ray cluster, trying again", "address", c.link.ray.Address, "failures", v.failures, "error", err)
+		c.news = true
+	}
+	v.err = err
+}
+
+// found takes a State and what came with it.
+func (c *Cluster) found(f *findings) {
+	v := &c.view
+	if v.state == nil || v.failures > 0 {
+		c.log.Info("the Ray cluster answers", "address", c.link.ray.Address, "nodes", len(f.state.Nodes))
+		c.news = true
+	}
+	if f.jobsErr != nil {
+		c.log.Warn("cannot list the jobs of the Ray cluster, trying again", "error", f.jobsErr)
+	}
+	v.failures, v.err = 0, nil
+	if f.version != nil {
+		if c.records.settings.Session != "" && c.records.settings.Session != f.version.Session {
+			c.log.Warn("the Ray cluster was started anew: all replicas are started again", "session", f.version.Session)
+			v.orders, v.tries, v.logs = map[string]*order{}, map[string]*try{}, map[string]string{}
+		}
+		v.version = *f.version
+		if c.records.settings.Session != f.version.Session {
+			c.records.settings.Session = f.version.Session
+			c.records.saveSettings()
+		}
+	}
+	v.state, v.sights = f.state, look(f.state, v.owner)
+	v.nodes = make(map[string]*Node, len(f.state.Nodes))
+	for i := range f.state.Nodes {
+		v.nodes[f.state.Nodes[i].ID] = &f.state.Nodes[i]
+	}
+	for id, log := range f.logs {
+		v.logs[id] = log
+	}
+	if f.asked {
+		v.dead = make(map[string]*Actor, len(f.dead))
+		for i := range f.dead {
+			if a := &f.dead[i]; v.dead[a.Name] == nil {
+				v.dead[a.Name] = a
+			}
+		}
+	}
+	if f.served {
+		v.serve = f.serve
+	}
+	for id := range v.remake {
+		if at := v.sights[id]; f.state.Partial == "" && (at == nil || at.group == nil || placed(at.group)) {
+			delete(v.remake, id)
+		}
+	}
+}
+
+func (c *Cluster) situation() situation {
+	v := &c.view
+	return situation{
+		now: c.now(), records: c.records, sights: v.sights, partial: v.state.Partial != "",
+		busy: v.busy(), jobs: v.single(), parts: c.parts, tries: v.tries, remake: v.remake,
+	}
+}
+
+// decide says what is to be told, and changes the records and what is known as if it were. end gets jobs to stop.
+func (c *Cluster) decide(s *situation, listed bool, end *[]string) (drafts []draft, forget []string) {
+	v, l := &c.view, c.link
+	a := plan(*s)
+	for _, id := range a.gone {
+		if rec := c.records.replicas[id]; rec != nil {
+			c.records.drop(rec)
+		}
+	}
+	*end = append(*end, a.end...)
+	w := writer{
+		ray: &l.ray, owner: l.owner, control: c.control, pkg: c.pkg, records: c.records, cordoned: c.cordonedIDs(), now: c.now(),
+	}
+	drafts, impossible := w.write(a.start, a.stop, ordersAtOnce-len(v.orders))
+	for id, err := range impossible {
+		v.tries[id] = &try{orders: 1 << 10, failed: c.now(), reason: err.Error()}
+	}
+	for _, d := range drafts {
+		for _, id := range d.order.start {
+			rec := c.records.replicas[id]
+			rec.Starts++
+			c.records.save(rec)
+		}
+	}
+	if !listed || s.partial {
+		return drafts, nil
+	}
+	forget, stale, left := dispensable(c.records, v.jobs, c.kept)
+	*end = append(*end, stale...)
+	for key, d := range c.records.deployments {
+		if d.Removed && !left[key] && !c.hasReplicas(key) {
+			c.records.dropDeployment(key)
+		}
+	}
+	return drafts, forget
+}
+
+// kept tells whether something may still be learned from a job.
+func (c *Cluster) kept(j *Job) bool {
+	_, read := c.view.logs[j.ID]
+	if c.view.orders[j.ID] != nil || j.Status == "FAILED" && !read {
+		return true
+	}
+	id := j.Metadata[metaReplica]
+	rec, t := c.records.replicas[id], c.view.tries[id]
+	return id != "" && rec != nil && !rec.Leaving && t != nil && t.failed.IsZero()
+}
+
+// tellRay notes what Ray is about to be told.
+func (c *Cluster) tellRay(l *link, drafts []draft, end, forget []string) (deeds []deed) {
+	v := &c.view
+	for _, d := range drafts {
+		v.orders[d.order.job] = d.order
+		for _, id := range d.order.replicas() {
+			if rec := c.records.replicas[id]; rec != nil && !rec.Leaving && slices.Contains(d.order.stop, id) {
+				delete(v.remake, id)
+				continue // it is started again at once
+			}
+			t := v.tries[id]
+			if t == nil {
+				t = &try{}
+				if a := v.dead[raycluster.ActorName(v.owner, id)]; a != nil {
+					t.death = a.ID
+				}
+				v.tries[id] = t
+			}
+			t.orders++
+			t.failed, t.told = time.Time{}, ""
+		}
+		c.log.Info("tell Ray", "job", d.order.job, "what", d.submission.Metadata[metaWhat])
+		deeds = append(deeds, deed{link: l, submit: &d.submission})
+	}
+	now := c.now()
+	for _, job := range end {
+		if c.due(job, now) {
+			deeds = append(deeds, deed{link: l, stop: job})
+		}
+	}
+	for _, job := range forget {
+		if c.due(job, now) {
+			deeds = append(deeds, deed{link: l, forget: job})
+		}
+	}
+	if len(drafts) > 0 {
+		c.observe()
+	}
+	return deeds
+}
+
+// due tells whether a job may be stopped or deleted, again.
+func (c *Cluster) due(job string, now time.Time) bool {
+	if at, asked := c.view.asked[job]; asked && now.Sub(at) < jobRepeat {
+		return false
+	}
+	c.view.asked[job] = now
+	return true
+}
+
+// wait is the time to the next look: half of a poll while something moves.
+func (c *Cluster) wait(poll time.Duration) time.Duration {
+	if len(c.view.orders) > 0 || c.unsettled() {
+		return poll / 2
+	}
+	for id := range c.statuses {
+		if c.statuses[id].State == mobula.StateStarting {
+			return poll / 2
+		}
+	}
+	return poll
+}
+
+// carry tells the cluster one thing.
+func (c *Cluster) carry(ctx context.Context, d deed) {
+	ctx, cancel := context.WithTimeout(ctx, deedTimeout)
+	defer cancel()
+	api := d.link.api
+	switch {
+	case d.submit != nil:
+		err := api.Upload(ctx, c.pkg, c.content)
+		if err == nil {
+			err = api.Submit(ctx, *d.submit)
+		}
+		c.told(d.link, d.submit.ID, err)
+	case d.stop != "":
+		c.warn("cannot stop a job of the Ray cluster, trying again", d.stop, api.StopJob(ctx, d.stop))
+	default:
+		c.warn("cannot delete a job of the Ray cluster, trying again", d.forget, api.DeleteJob(ctx, d.forget))
+	}
+}
+
+func (c *Cluster) warn(what, job string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		c.log.Warn(what, "job", job, "error", err) //nolint:sloglint // one of two constants
+	}
+}
+
+// told notes that a job was submitted, or why not, as far as is known.
+func (c *Cluster) told(l *link, job string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.view.orders[job]
+	if c.link != l || o == nil {
+		return
+	}
+	o.told = c.view.rounds
+	if err != nil {
+		c.log.Warn("cannot submit a job to the Ray cluster, trying again", "job", job, "error", err)
+		o.refused = cmp.Or(err.Error(), "unknown")
+	}
+}

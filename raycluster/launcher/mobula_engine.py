@@ -1,0 +1,464 @@
+"""The actor of an engine on a Ray cluster: see mobula_launcher."""
+
+import collections
+import hashlib
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import mobula_guard
+
+VERSION = 1
+FAILURE_MARK = "mobula: engine failed: "
+KV_NAMESPACE = b"mobula"
+TAIL_LINES, TAIL_BYTES = 40, 4000
+SILENT = 15  # looks, one a second, at a part's unchanged heartbeat: then it is gone
+
+
+class MobulaEngine:
+    """Is there as long as its engine. It is made when the engine serves: only then does Ray show what __repr__ gives."""
+
+    def __init__(self, start, rank, namespace):
+        self.part = Part(start, rank, namespace)
+        self.part.serve()
+
+    def stop(self, timeout):
+        """Stops the engine in order, and then the actor for good: until then its GPUs are not free."""
+        import ray
+
+        self.part.stop(timeout)
+        ray.actor.exit_actor()
+
+    def __repr__(self):
+        return "mobula " + json.dumps(self.part.publication, separators=(",", ":"))
+
+
+class Failed(Exception):
+    """A start that failed. With final another attempt is of no use; with blame false it was another part that failed."""
+
+    def __init__(self, reason, final=False, blame=True):
+        super().__init__(reason)
+        self.final, self.blame = final, blame
+
+
+class Part:
+    """Is one process of the actor of a replica's part: one run of its engine."""
+
+    def __init__(self, start, rank, namespace):
+        import ray
+
+        context = ray.get_runtime_context()
+        self.start, self.rank, self.parts, self.namespace = start, rank, len(start["argv"]), namespace
+        self.record = Record(namespace, part_name(start["name"], rank))
+        self.host = ray.util.get_node_ip_address()
+        self.gcs = context.gcs_address
+        self.process = uuid.uuid4().hex  # a part that has another one started anew
+        self.run = self.process if rank == 0 else ""  # the run of part 0 that this one is part of
+        self.lock, self.over, self.why = threading.Lock(), threading.Event(), None
+        self.engine, self.stopping, self.ready_at, self.publication = None, False, 0.0, {}
+
+    def serve(self):
+        """Returns when the engine serves. When it does not the process ends, for Ray to start it again, or this raises."""
+        old = self.record.read()
+        failed, at = account(old, time.time(), self.start["stable"])
+        self.generation, self.ever, self.failed, self.last_run = old.get("starts", 0), old.get("ever", False), failed, old.get("run", "")
+        self.record.write(
+            starts=self.generation + 1, failed=failed, phase="starting", at=time.time(), process=self.process, beat=0, gave_up=False
+        )
+        if self.parts > 1:
+            threading.Thread(target=self.watch_parts, daemon=True).start()
+        try:
+            if failed >= self.start["attempts"] and not self.ever:
+                raise Failed("its process was killed while the engine started, %d times in a row" % failed, final=True)
+            self.wait(backoff(failed, self.start) - (time.time() - at if at <= time.time() else 0))
+            self.launch()
+            self.wait_ready()
+        except Failed as err:
+            self.end(err)
+        self.ready_at = time.time()
+        self.publication = self.publish()
+        self.record.write(phase="ready", at=self.ready_at, ever=True)
+        threading.Thread(target=self.watch_engine, daemon=True).start()
+
+    def launch(self):
+        """Starts the engine."""
+        free = free_ports(2, self.start.get("portMin", 0), self.start.get("portMax", 0))
+        self.port, master = free[0], {"host": self.host, "masterPort": free[1]}
+        if self.rank == 0:
+            self.record.write(run=self.run, **master)
+        else:
+            master = self.wait_master()
+        values = {"{host}": self.host, "{port}": str(self.port), "{master}": master["host"], "{masterPort}": str(master["masterPort"])}
+        argv = [values.get(arg, arg) for arg in self.start["argv"][self.rank]]
+        env = engine_env(dict(os.environ), read_environ("/proc/self/environ"), self.start, values, self.gcs)
+        if shutil.which(argv[0], path=env.get("PATH")) is None:
+            raise Failed(
+                "no command %s on node %s: install it there or set engine.command to where it is (PATH: %s)"
+                % (argv[0], self.host, env.get("PATH")), final=True
+            )
+        only = hashlib.sha256(("%s %s" % (self.gcs, self.record.key)).encode()).hexdigest()
+        print("mobula: start %s, port %d, generation %d" % (argv[0], self.port, self.generation), flush=True)
+        self.engine = Engine(argv, env, self.start["stopTimeout"], only, lambda reason: self.lose(Failed(reason)))
+
+    def wait_ready(self):
+        """Waits until the engine serves: part 0 answers its probe, the others follow part 0."""
+        began, master = time.monotonic(), Record(self.namespace, self.start["name"])
+        while time.monotonic() - began < self.start["startTimeout"]:
+            if self.rank == 0 and healthy(self.host, self.port):
+                return
+            if self.rank > 0 and same_run(master, self.run).get("phase") == "ready":
+                return
+            self.wait(0.1 if time.monotonic() - began < 10 else 0.25)
+        self.lose(Failed("the engine did not answer /health within %g s" % self.start["startTimeout"]))
+        self.wait(0)
+
+    def wait(self, seconds):
+        """Waits, unless the run ends before: then it raises why."""
+        if self.over.wait(max(seconds, 0)):
+            raise self.why
+
+    def wait_master(self):
+        """Waits for a run of part 0 that this part was not in yet."""
+        master, deadline = Record(self.namespace, self.start["name"]), time.monotonic() + self.start["startTimeout"]
+        while time.monotonic() < deadline:
+            told = master.read()
+            if told.get("run") and told["run"] != self.last_run:
+                self.run = told["run"]
+                self.record.write(run=self.run)
+                return told
+            self.wait(0.2)
+        raise Failed("part 0 did not start within %g s" % self.start["startTimeout"])
+
+    def lose(self, why):
+        """Ends the run: the first reason counts."""
+        with self.lock:
+            if self.why is None:
+                self.why = why
+        self.over.set()
+
+    def end(self, why):
+        """Ends this process after a failure: for Ray to start it again, or, when that is of no use, by raising."""
+        if self.engine is not None:
+            self.engine.stop(self.start["stopTimeout"])
+        reason = str(why)
+        if self.engine is not None and why.blame:
+            reason = "\n".join([reason] + self.engine.tail.lines())
+        print("mobula: " + reason.split("\n")[0], flush=True)
+        if self.ready_at:
+            stable = time.time() - self.ready_at >= self.start["stable"]
+            self.failed = 0 if stable else self.failed + int(why.blame)
+        else:
+            self.failed += int(why.blame)
+        gave_up = not self.ready_at and (why.final or (self.failed >= self.start["attempts"] and not self.ever))
+        self.record.note(phase="ended", at=time.time(), failed=self.failed, reason=reason, gave_up=gave_up)
+        if gave_up:
+            raise RuntimeError(FAILURE_MARK + reason)
+        os._exit(1)
+
+    def watch_engine(self):
+        self.over.wait()
+        if not self.stopping:
+            self.end(self.why)
+
+    def watch_parts(self):
+        """Shows the others that this part lives, and ends its run with that of any other."""
+        ranks = range(1, self.parts) if self.rank == 0 else [0]
+        peers = [(Peer(rank), Record(self.namespace, part_name(self.start["name"], rank))) for rank in ranks]
+        beat = 0
+        while not self.over.wait(1):
+            beat += 1
+            try:
+                self.record.write(beat=beat)
+                for peer, record in peers:
+                    why = peer.look(record.read(), self.run)
+                    if why is not None:
+                        self.lose(why)
+            except Exception as err:  # whatever Ray raises while GCS is away: nothing follows from that
+                print("mobula: can't look at the other parts: %s" % err, flush=True)
+
+    def stop(self, timeout):
+        self.stopping = True
+        self.over.set()
+        self.engine.stop(timeout)
+
+    def publish(self):
+        start = self.start
+        at = self.host if ":" not in self.host else "[%s]" % self.host
+        return {
+            "v": VERSION,
+            "url": "http://%s:%d" % (at, self.port) if self.rank == 0 else "",
+            "fleet": start["fleet"],
+            "model": start["model"],
+            "revision": start["revision"],
+            "replica": start["replica"],
+            "rank": self.rank,
+            "gen": self.generation,
+            "pid": os.getpid(),
+            "devices": os.environ.get("CUDA_VISIBLE_DEVICES", "") if start["bundle"].get("GPU") else "",
+            "readyAt": round(self.ready_at, 3),
+        }
+
+
+def same_run(record, run):
+    told = record.read()
+    return told if told.get("run") == run else {}
+
+
+class Peer:
+    """Is what one part sees of another."""
+
+    def __init__(self, rank):
+        self.rank, self.process, self.beat, self.silent = rank, None, None, 0
+
+    def look(self, record, run):
+        """Takes the peer's record; gives why the run is over, if it is. A part that was never in the run can't end it."""
+        if record.get("gave_up"):
+            return Failed("part %d: %s" % (self.rank, record.get("reason", "gave up")), final=True, blame=False)
+        if not run or (self.process is None and record.get("run") != run):
+            return None
+        if self.process is None:
+            self.process = record.get("process")
+        self.silent = self.silent + 1 if record.get("beat") == self.beat else 0
+        self.beat = record.get("beat")
+        if record.get("process") != self.process or record.get("run") != run or record.get("phase") == "ended":
+            return Failed("part %d has ended" % self.rank, blame=False)
+        if self.silent >= SILENT:
+            return Failed("part %d is silent" % self.rank, blame=False)
+        return None
+
+
+def engine_env(environ, given, start, values, gcs):
+    """Gives the engine's environment: that of the actor without what Ray and this module have put there."""
+    env = dict(environ)
+    here = os.path.dirname(os.path.abspath(__file__))
+    paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != here]
+    if paths:
+        env["PYTHONPATH"] = os.pathsep.join(paths)
+    for name in ("MOBULA_ORDER", "RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        env.pop(name, None)
+    if "OMP_NUM_THREADS" not in given:
+        env.pop("OMP_NUM_THREADS", None)  # Ray's: as many as the actor has CPUs
+    env["PATH"] = os.pathsep.join(filter(None, [env.get("PATH", os.defpath), os.path.dirname(sys.executable)]))
+    env.setdefault("RAY_ADDRESS", gcs)
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if not start["bundle"].get("GPU"):
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    env.update({name: values.get(value, value) for name, value in (start.get("env") or {}).items()})
+    return env
+
+
+def read_environ(path):
+    """Gives the environment with which a process was started."""
+    try:
+        with open(path, "rb") as f:
+            pairs = [p.partition("=") for p in os.fsdecode(f.read()).split("\0")]
+    except OSError:
+        return {}
+    return {name: value for name, _, value in pairs if name}
+
+
+def free_ports(n, low, high):
+    """Gives n ports on which nothing listens, of low to high or of any."""
+    tries = [0] * n
+    if low:
+        first = random.randrange(high - low + 1)
+        tries = [low + (first + i) % (high - low + 1) for i in range(high - low + 1)]
+    held, ports = [], []
+    for port in tries:
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        s = socket.socket(family)
+        try:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("", port))
+        except OSError:
+            s.close()
+            continue
+        held.append(s)
+        ports.append(s.getsockname()[1])
+        if len(ports) == n:
+            break
+    for s in held:
+        s.close()
+    if len(ports) < n:
+        raise Failed("no free port of %d to %d on this node: make platform.ray.ports wider" % (low, high))
+    return ports
+
+
+def healthy(host, port):
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class Tail:
+    """Keeps the last lines of an output."""
+
+    def __init__(self):
+        self.done, self.open = collections.deque(maxlen=TAIL_LINES), b""
+
+    def add(self, chunk):
+        *done, self.open = (self.open + chunk).split(b"\n")
+        self.done.extend(line[-1000:] for line in done)
+        self.open = self.open[-1000:]
+
+    def lines(self):
+        """Gives at most TAIL_BYTES of them. A line that was written over, as a progress bar is, counts as it was last."""
+        kept, size = [], 0
+        for line in [self.open] + list(reversed(self.done)):
+            text = line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode("utf-8", "replace").rstrip()
+            size += len(text.encode()) + 1
+            if size > TAIL_BYTES:
+                break
+            if text:
+                kept.insert(0, text)
+        return kept
+
+
+class Engine:
+    """Is a running engine, seen from its actor: a guard has it and tells what it prints and how it ended."""
+
+    def __init__(self, argv, env, grace, only, on_end):
+        self.tail, self.ended, self.on_end, self.lock = Tail(), threading.Event(), on_end, threading.Lock()
+        control, self.control = os.pipe()
+        self.output, output = os.pipe()
+        self.report, report = os.pipe()
+        fds = (control, output, report)
+        command = [sys.executable, "-I", "-S", mobula_guard.__file__] + [str(fd) for fd in fds] + [str(grace), only] + argv
+        try:
+            guard = subprocess.Popen(
+                command, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True
+            )
+            guard.wait()  # what goes on is its child
+        finally:
+            for fd in fds:
+                os.close(fd)
+        threading.Thread(target=self.follow, daemon=True).start()
+
+    def follow(self):
+        """Takes what the engine prints until it and its guard are gone."""
+        while True:
+            chunk = os.read(self.output, 65536)
+            if not chunk:
+                break
+            self.tail.add(chunk)
+            try:
+                os.write(1, chunk)
+            except OSError:
+                pass  # a log that can't be written is no reason to end
+        reason = ended_reason(os.read(self.report, 65536))
+        os.close(self.output)
+        os.close(self.report)
+        self.ended.set()
+        self.on_end(reason)
+
+    def stop(self, grace):
+        """Stops the engine, by force after so many seconds, and waits until nothing of it is left."""
+        with self.lock:
+            control, self.control = self.control, None
+        if control is not None:
+            try:
+                os.write(control, b"%f\n" % grace)
+            except OSError:
+                pass  # the guard has gone
+            os.close(control)
+        self.ended.wait(grace + 15)
+
+
+def ended_reason(report):
+    """Puts a guard's report into words."""
+    told = {}
+    for line in report.splitlines():
+        told.update(json.loads(line))
+    if "error" in told:
+        return told["error"]
+    if told.get("status") is None:
+        if "pid" in told:
+            mobula_guard.signal_group(told["pid"], signal.SIGKILL)
+        return "the engine was lost: its guard was killed"
+    if os.WIFSIGNALED(told["status"]):
+        return "the engine was killed by signal %d" % os.WTERMSIG(told["status"])
+    return "the engine ended with exit status %d" % os.WEXITSTATUS(told["status"])
+
+
+def part_name(name, rank):
+    """Names the actor of one part of a replica, as PartName in order.go."""
+    return name if rank == 0 else "%s.%d" % (name, rank)
+
+
+class Record:
+    """Is one JSON object in Ray's internal key-value store: "starts" so far, "failed" ones in a row, whether it "ever" got
+    ready, the "phase" of the last run, since when ("at", Unix seconds) and the "reason" of its end. Parts of one engine
+    find each other by it too. Only the part writes it, and the launcher while there is no such part."""
+
+    def __init__(self, namespace, name):
+        self.key = ("%s/%s" % (namespace, name)).encode()
+        self.lock = threading.Lock()
+
+    @staticmethod
+    def names(namespace, name):
+        """Names the parts of a replica that have a record."""
+        from ray.experimental import internal_kv
+
+        prefix = ("%s/" % namespace).encode()
+        keys = internal_kv._internal_kv_list(prefix + name.encode() + b".", namespace=KV_NAMESPACE)
+        return [name] + [key[len(prefix):].decode() for key in keys]
+
+    def read(self):
+        from ray.experimental import internal_kv
+
+        text = internal_kv._internal_kv_get(self.key, namespace=KV_NAMESPACE)
+        return json.loads(text) if text else {}
+
+    def write(self, **fields):
+        from ray.experimental import internal_kv
+
+        with self.lock:
+            text = json.dumps(dict(self.read(), **fields)).encode()
+            internal_kv._internal_kv_put(self.key, text, overwrite=True, namespace=KV_NAMESPACE)
+
+    def note(self, **fields):
+        """Writes if that is done at once: a cluster whose GCS is away keeps nobody from ending."""
+        thread = threading.Thread(target=self.write, kwargs=fields, daemon=True)
+        thread.start()
+        thread.join(2)
+
+    def renew(self):
+        """Lets attempts count from zero; starts go on counting."""
+        if self.read():
+            self.write(failed=0, ever=False, phase="", reason="", gave_up=False, process="", run="")
+
+    def forget(self):
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_del(self.key, namespace=KV_NAMESPACE)
+
+
+def account(record, now, stable):
+    """Gives how many runs in a row have failed, with the one that the record tells of, and since when none runs."""
+    failed, at, phase = record.get("failed", 0), record.get("at", now), record.get("phase")
+    if phase == "starting":  # killed without a note
+        return failed + 1, now
+    if phase == "ready":
+        return (failed + 1 if now - at < stable else 0), now
+    return failed, at
+
+
+def backoff(failed, start):
+    """Gives the seconds to wait before a start that comes after so many failures in a row."""
+    if failed == 0:
+        return 0.0
+    return min(start.get("backoff", 1.0) * 2.0 ** min(failed - 1, 30), start.get("maxBackoff", 60.0))
