@@ -21,7 +21,7 @@ type Model struct {
 	LoRAs []LoRA `yaml:"loras"`
 	// When replicas are added and taken away, for a range of them.
 	Scaling Scaling `yaml:"scaling"`
-	// How engines are replaced when engine, source or resources change.
+	// How engines are replaced when engine, source, resources or ray change.
 	Rollout Rollout `yaml:"rollout"`
 }
 

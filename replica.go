@@ -35,7 +35,7 @@ type Replica struct {
 	// Hosts that it runs on (host, node), the one that serves first, and the devices on each of them ("0,1").
 	Hosts   []string `json:"hosts,omitempty"`
 	Devices []string `json:"devices,omitempty"`
-	// Restarts of its processes since it was made.
+	// Restarts of its processes since it was made; to be moved is one.
 	Restarts int `json:"restarts"`
 	// Detail is what the platform calls it (process, pod, actor), for people.
 	Detail string `json:"detail,omitempty"`
@@ -47,7 +47,7 @@ func (r *Replica) Serving() bool { return r.State == StateReady }
 // Host is a machine (host, node) of a platform.
 type Host struct {
 	Name    string            `json:"name"`
-	Address string            `json:"address,omitempty"` // where its agent listens, host:port
+	Address string            `json:"address,omitempty"` // where its agent listens, host:port; empty without one
 	Labels  map[string]string `json:"labels,omitempty"`
 	Devices []Device          `json:"devices,omitempty"`
 	Slots   int               `json:"slots"` // engines without a GPU that it may run
@@ -56,7 +56,7 @@ type Host struct {
 	// Heard is when it answered last. Silent is why it is thought to be away, empty when it answers.
 	Heard  time.Time `json:"heard"`
 	Silent string    `json:"silent,omitempty"`
-	// Version of the agent.
+	// Version of the agent, empty without one.
 	Version string `json:"version,omitempty"`
 }
 

@@ -118,4 +118,6 @@ var (
 	ErrUnknownReplica = errors.New("no such replica")
 	// ErrUnknownHost: there is no such host.
 	ErrUnknownHost = errors.New("no such host")
+	// ErrUnsupported: it is not for this platform to do.
+	ErrUnsupported = errors.New("not on this platform")
 )

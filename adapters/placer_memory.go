@@ -61,6 +61,7 @@ type memoryReplica struct {
 	mobula.Replica
 	fleet    string
 	draining bool
+	moved    bool
 	gone     bool
 }
 
@@ -153,6 +154,26 @@ func (p *InMemoryPlacer) Crash(id string) {
 	p.each([]string{id}, func(r *memoryReplica) {
 		r.Restarts++
 		p.state(r, mobula.StateStarting, "starts again after a crash")
+		if p.auto {
+			p.ready(r)
+		}
+	})
+}
+
+// Move has the platform start a replica again on another host, under its ID.
+func (p *InMemoryPlacer) Move(id, host string) {
+	p.each([]string{id}, func(r *memoryReplica) {
+		to := p.hosts[host]
+		if to == nil {
+			return
+		}
+		if from := p.hosts[r.Hosts[0]]; from != nil {
+			from.replicas--
+		}
+		to.replicas++
+		r.Hosts, r.moved = []string{host}, true
+		r.Restarts++
+		p.state(r, mobula.StateStarting, "moved to "+host)
 		if p.auto {
 			p.ready(r)
 		}
@@ -499,6 +520,9 @@ func (p *InMemoryPlacer) emptiest() *memoryHost {
 func (p *InMemoryPlacer) ready(r *memoryReplica) {
 	p.state(r, mobula.StateReady, "")
 	r.URL = "http://" + r.ID + ":8000"
+	if r.moved {
+		r.URL = "http://" + r.ID + "." + r.Hosts[0] + ":8000"
+	}
 }
 
 func (p *InMemoryPlacer) state(r *memoryReplica, s mobula.State, reason string) {

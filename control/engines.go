@@ -39,10 +39,14 @@ type engineCalls struct {
 
 // cards is what an engine has loaded.
 type cards struct {
-	restarts int // of its process when it was asked
+	restarts int    // of its process when it was asked
+	url      string // where it was asked
 	at       time.Time
 	loras    []string
 }
+
+// of tells whether they are of the process that a replica has now.
+func (c *cards) of(r *mobula.Replica) bool { return c.restarts == r.Restarts && c.url == r.URL }
 
 func newEngineCalls(c *Control) *engineCalls {
 	return &engineCalls{c: c, busy: map[string]bool{}, pause: map[string]backoff{}, cards: map[string]cards{}, status: map[string][]LoRAStatus{}}
@@ -160,7 +164,7 @@ func (e *engineCalls) read(ctx context.Context, r *mobula.Replica) error {
 	if err != nil {
 		return err
 	}
-	got := cards{restarts: r.Restarts}
+	got := cards{restarts: r.Restarts, url: r.URL}
 	for i := range all {
 		if all[i].Parent != "" {
 			got.loras = append(got.loras, all[i].ID)
@@ -186,7 +190,7 @@ func (e *engineCalls) lorasFor(s *situation, mem memory) (actions []lora.Action,
 	in := e.loraInput(s, &mem)
 	for i := range s.replicas {
 		r := &s.replicas[i]
-		if got, known := e.cards[r.ID]; r.Serving() && (!known || got.restarts != r.Restarts || s.now.Sub(got.at) >= cardsEvery) {
+		if got, known := e.cards[r.ID]; r.Serving() && (!known || !got.of(r) || s.now.Sub(got.at) >= cardsEvery) {
 			read = append(read, r)
 		}
 	}
@@ -209,7 +213,7 @@ func (e *engineCalls) loraInput(s *situation, mem *memory) lora.Input {
 		_, marked := mem.Marks[r.ID]
 		in.Replicas = append(in.Replicas, lora.Replica{
 			ID: r.ID, Serving: r.Serving(), Draining: marked || r.State == mobula.StateDraining,
-			Known: known && got.restarts == r.Restarts, Loaded: got.loras,
+			Known: known && got.of(r), Loaded: got.loras,
 		})
 	}
 	return in

@@ -77,6 +77,13 @@ func (f *fakeEngines) fail(err error) {
 	f.fails = err
 }
 
+// forget is a new process of an engine.
+func (f *fakeEngines) forget(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.loras, id)
+}
+
 func (f *fakeEngines) sleeps(id string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -259,5 +266,32 @@ func TestLoRAsFollowTheReplicas(t *testing.T) {
 		left, _ := engines.have("one")
 		left = slices.DeleteFunc(left, func(id string) bool { return id == one[0] })
 		require.Empty(t, left, "one that the fleet has no more is unloaded")
+	})
+}
+
+// A platform that moves a replica by itself keeps its ID: its engine is a new one all the same.
+func TestAReplicaThatIsMovedIsANewEngine(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.Auto(true)
+		engines := b.withEngines()
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "1", "loras: [{name: everywhere, source: /loras/e}]")))
+		b.pass(30 * time.Second)
+		id := b.replicas(mobula.StateReady)[0]
+		before := b.view().Replicas[0]
+		host := map[string]string{"host-1": "host-2", "host-2": "host-1"}[before.Hosts[0]]
+
+		engines.forget(id)
+		b.placer.Move(id, host)
+		b.pass(3 * time.Second)
+		loaded, _ := engines.have("everywhere")
+		require.Equal(t, []string{id}, loaded)
+		after := b.view().Replicas[0]
+		require.Equal(t, id, after.ID)
+		require.Equal(t, []string{host}, after.Hosts)
+		require.NotEqual(t, before.URL, after.URL)
+		require.Contains(t, b.reasons(), "ReplicaMoved")
+		require.Equal(t, RolloutComplete, b.model("a").Rollout)
 	})
 }

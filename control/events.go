@@ -123,6 +123,8 @@ func replicaChange(was, r *mobula.Replica) (e Event) {
 		e.Reason, e.Message, e.Warning = "ReplicaFailed", r.Reason, true
 	case r.State == mobula.StateSuspect && was.State != mobula.StateSuspect:
 		e.Reason, e.Message, e.Warning = "ReplicaSuspect", r.Reason, true
+	case was.URL != "" && r.URL != "" && was.URL != r.URL:
+		e.Reason, e.Message = "ReplicaMoved", "it serves at "+r.URL+" now, and no longer at "+was.URL
 	case r.Restarts > was.Restarts && was.ID != "":
 		e.Reason, e.Message, e.Warning = "ReplicaRestarted", "its process died and starts again: "+r.Reason, true
 	case r.NoRoom && !was.NoRoom:

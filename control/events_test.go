@@ -38,3 +38,26 @@ func TestEventsOfHosts(t *testing.T) {
 		})
 	}
 }
+
+func TestEventsOfReplicas(t *testing.T) {
+	at := func(state mobula.State, url string, restarts int) mobula.Replica {
+		return mobula.Replica{ID: "r", State: state, URL: url, Restarts: restarts, Reason: "why"}
+	}
+	ready := at(mobula.StateReady, "http://a", 0)
+	for name, tc := range map[string]struct {
+		before, after mobula.Replica
+		want          string
+	}{
+		"is ready":                  {at(mobula.StateStarting, "", 0), ready, "ReplicaReady"},
+		"is ready elsewhere":        {at(mobula.StateStarting, "", 0), at(mobula.StateReady, "http://b", 1), "ReplicaReady"},
+		"goes on as it was":         {ready, ready, ""},
+		"was moved between looks":   {ready, at(mobula.StateReady, "http://b", 1), "ReplicaMoved"},
+		"was restarted where it is": {ready, at(mobula.StateReady, "http://a", 1), "ReplicaRestarted"},
+		"starts again":              {ready, at(mobula.StateStarting, "", 1), "ReplicaRestarted"},
+		"has failed":                {ready, at(mobula.StateFailed, "", 1), "ReplicaFailed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, tc.want, replicaChange(&tc.before, &tc.after).Reason)
+		})
+	}
+}

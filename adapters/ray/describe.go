@@ -109,8 +109,16 @@ func (a *account) wait(r *mobula.Replica) {
 	if g.State == "RESCHEDULING" {
 		lost = "its node was lost; "
 	}
-	r.Reason = a.again(fmt.Sprintf("%swaits for %s: %s (Ray: placement group %s)", lost, a.need.String(), a.need.why(a.nodes, a.cordoned),
+	r.Reason = a.again(fmt.Sprintf("%swaits for %s: %s (Ray: placement group %s)", lost, a.need.String(), a.need.why(a.nodes, a.full),
 		strings.Join(slices.DeleteFunc([]string{g.State, g.Scheduling}, func(s string) bool { return s == "" }), ", ")))
+}
+
+// full says why a node that has all in total has no room.
+func (a *account) full(n *Node) string {
+	if a.cordoned(n) {
+		return "is cordoned"
+	}
+	return "has that in total, but not free"
 }
 
 // observe is for one all of whose parts have an actor: it fares as the part that is furthest from serving.
@@ -201,12 +209,12 @@ func jobReason(j *Job, log, name string) string {
 	case strings.Contains(low, "not found") && (strings.Contains(low, "python") || strings.Contains(low, "exec")):
 		return "the launcher job found no Python: set platform.ray.interpreter to one that has Ray (" + last + ")"
 	case strings.Contains(low, "runtime_env") || strings.Contains(low, "runtime env"):
-		return "the launcher job's runtime environment could not be made: " + lastLine(j.Message)
+		return "the launcher job's runtime environment could not be made: " + endOf(j.Message)
 	}
-	return strings.TrimSuffix(fmt.Sprintf("the launcher job %s ended as %s: %s", j.ID, j.Status, cmp.Or(last, lastLine(j.Message))), ": ")
+	return strings.TrimSuffix(fmt.Sprintf("the launcher job %s ended as %s: %s", j.ID, j.Status, cmp.Or(last, endOf(j.Message))), ": ")
 }
 
-func lastLine(s string) string {
+func endOf(s string) string {
 	s = strings.TrimSpace(s)
 	return strings.TrimSpace(s[strings.LastIndexByte(s, '\n')+1:])
 }

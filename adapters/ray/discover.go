@@ -124,7 +124,7 @@ func (s *source) endpoints(ctx context.Context) ([]mobula.Endpoint, error) {
 	all := published(state, s.fleet, s.owner)
 	if len(s.ray.Serve) > 0 {
 		serve, _, err := s.serving.round(ctx, s.api, s.ray.Serve)
-		if err != nil {
+		if err != nil && len(serve) == 0 { // else they are the last known ones
 			return nil, err
 		}
 		all = append(all, serve...)

@@ -104,6 +104,23 @@ func (c *Cluster) cordonedIDs() []string {
 	return all
 }
 
+// avoiding is the selector of nodes that are not cordoned, empty for all.
+func avoiding(cordoned []string) string {
+	if len(cordoned) == 0 {
+		return ""
+	}
+	return "!in(" + strings.Join(cordoned, ",") + ")"
+}
+
+// astray tells that a group without a place was made when other nodes were cordoned. Groups keep their selectors.
+func (c *Cluster) astray(rec *replicaRecord, g *Group) bool {
+	d := c.records.deployments[rec.key()]
+	if d == nil || g.Labels == nil || d.Model.Resources.HostLabels[nodeIDLabel] != "" {
+		return false
+	}
+	return g.Labels[nodeIDLabel] != avoiding(c.cordonedIDs())
+}
+
 // Cordon has a node get no new replicas, or get them again. Those that wait for room are told anew where they may run.
 func (c *Cluster) Cordon(ctx context.Context, host string, on bool) error {
 	if err := c.reach(ctx, false); err != nil {
@@ -126,9 +143,6 @@ func (c *Cluster) Cordon(ctx context.Context, host string, on bool) error {
 			s.Cordoned = slices.Delete(slices.Clone(s.Cordoned), at, at+1)
 		}
 		c.records.saveSettings()
-		for id := range c.records.replicas {
-			c.view.remake[id] = true
-		}
 		return nil
 	})
 }

@@ -163,8 +163,8 @@ func (n *need) String() string {
 	return text
 }
 
-// why says for each node, those that come nearest first, why it has no room for a part.
-func (n *need) why(nodes []Node, cordoned func(*Node) bool) string {
+// why says for each node, those that come nearest first, what it lacks for a part; whole says it of those that lack nothing.
+func (n *need) why(nodes []Node, whole func(*Node) string) string {
 	type missing struct {
 		text string
 		rank int
@@ -176,12 +176,8 @@ func (n *need) why(nodes []Node, cordoned func(*Node) bool) string {
 			continue
 		}
 		what, rank := n.lacks(node)
-		switch {
-		case what != "":
-		case cordoned(node):
-			what = "is cordoned"
-		default:
-			what = "has that in total, but not free"
+		if what == "" {
+			what = whole(node)
 		}
 		all = append(all, missing{nodeName(node) + " " + what, rank})
 	}
@@ -199,8 +195,9 @@ func (n *need) why(nodes []Node, cordoned func(*Node) bool) string {
 	return strings.Join(texts, ", ")
 }
 
-// possible fails with ErrImpossible when too few of the nodes that are alive could hold a part even if they were empty.
-func possible(m *mobula.Model, gpus int, nodes []Node) error {
+// possible fails with ErrImpossible when too few of the nodes that are alive could hold a part even if they were empty; with
+// more there may be nodes that are not among them.
+func possible(m *mobula.Model, gpus int, nodes []Node, more bool) error {
 	n, err := needOf(m, gpus)
 	if err != nil {
 		return fmt.Errorf("model %s: %w: %w", m.Name, adapters.ErrImpossible, err)
@@ -211,10 +208,10 @@ func possible(m *mobula.Model, gpus int, nodes []Node) error {
 			fit++
 		}
 	}
-	if fit >= n.parts {
+	if more || fit >= n.parts {
 		return nil
 	}
-	return fmt.Errorf("model %s: %w: needs %s: %s", m.Name, adapters.ErrImpossible, n.String(), n.why(nodes, func(*Node) bool { return false }))
+	return fmt.Errorf("model %s: %w: needs %s: %s", m.Name, adapters.ErrImpossible, n.String(), n.why(nodes, func(*Node) string { return "could hold one" }))
 }
 
 func nodeName(n *Node) string { return cmp.Or(n.Name, n.IP, n.ID) }

@@ -41,13 +41,13 @@ const (
 	// A launcher only registers actors, but its job may wait for a node, and for its runtime environment.
 	orderLimit = 5 * time.Minute
 
-	startAttempts     = 3
-	startBackoff      = 1.0  // seconds
-	startMaxBackoff   = 30.0 // seconds
-	startStable       = 600.0
-	defaultStart      = 30 * time.Minute
-	defaultStop       = 45 * time.Second
-	simCommand        = "mobula"
+	startAttempts   = 3
+	startBackoff    = 1.0  // seconds
+	startMaxBackoff = 30.0 // seconds
+	startStable     = 600.0
+	defaultStart    = 30 * time.Minute
+	defaultStop     = 45 * time.Second
+	simCommand      = "mobula"
 )
 
 var errTooLong = errors.New("engine.args and engine.env of the model are too long for an order to Ray")
@@ -223,11 +223,11 @@ func (w *writer) start(rec *replicaRecord, dep *deploymentRecord) (raycluster.St
 		StopTimeout:  cmp.Or(time.Duration(m.Engine.StopTimeout), defaultStop).Seconds(),
 		Attempts:     startAttempts, Backoff: startBackoff, MaxBackoff: startMaxBackoff, Stable: startStable,
 	}
-	if _, chosen := s.Labels[nodeIDLabel]; !chosen && len(w.cordoned) > 0 {
+	if avoid := avoiding(w.cordoned); avoid != "" && s.Labels[nodeIDLabel] == "" { // one key has one condition only
 		if s.Labels == nil {
 			s.Labels = map[string]string{}
 		}
-		s.Labels[nodeIDLabel] = "!in(" + strings.Join(w.cordoned, ",") + ")"
+		s.Labels[nodeIDLabel] = avoid
 	}
 	s.Argv, s.Env = command(m, n.parts)
 	if env := merged(w.ray.RuntimeEnv, m.Ray.RuntimeEnv); len(env) > 0 {

@@ -94,24 +94,18 @@ func (c *Cluster) away(failures int) error {
 	return nil
 }
 
-// possible fails with ErrImpossible when no node could ever run it, and gives its GPUs.
+// possible fails with ErrImpossible when no node could ever run a deployment that is new, and gives the GPUs of a replica. One
+// that is known may be changed while nodes are away.
 func (c *Cluster) possible(d *adapters.Deployment) (gpus int, err error) {
 	if err := c.away(1); err != nil {
 		return 0, err
 	}
-	gpus = gpusOf(&d.Model, c.view.state.Nodes, c.link.ray.Autoscaling)
-	if before := c.records.deployments[d.Key]; before != nil && same(&before.Model, &d.Model) {
-		gpus = before.GPUs
+	before, s := c.records.deployments[d.Key], c.view.state
+	if before != nil && !before.Removed && same(&before.Model, &d.Model) {
+		return before.GPUs, nil
 	}
-	nodes := c.view.state.Nodes
-	if c.link.ray.Autoscaling || c.view.state.Partial != "" {
-		_, err := needOf(&d.Model, gpus)
-		if err != nil {
-			err = fmt.Errorf("model %s: %w: %w", d.Model.Name, adapters.ErrImpossible, err)
-		}
-		return gpus, err
-	}
-	return gpus, possible(&d.Model, gpus, nodes)
+	gpus = gpusOf(&d.Model, s.Nodes, c.link.ray.Autoscaling)
+	return gpus, possible(&d.Model, gpus, s.Nodes, c.link.ray.Autoscaling || s.Partial != "")
 }
 
 func (c *Cluster) apply(d *deploymentRecord) {

@@ -109,8 +109,8 @@ type situation struct {
 	// parts gives the number of parts of a replica.
 	parts func(*replicaRecord) int
 	tries map[string]*try
-	// remake names replicas whose placement group should be made anew as long as it has no place.
-	remake map[string]bool
+	// astray tells that a replica's group may only be placed where it should not, or not where it should.
+	astray func(*replicaRecord, *Group) bool
 }
 
 // actions are what is to be done about replicas, each list sorted.
@@ -130,7 +130,7 @@ func plan(s situation) actions {
 		case rec.Leaving:
 			s.leave(&a, id, at)
 		case at != nil && at.taken != nil: // not ours to touch
-		case s.remake[id] && at != nil && at.group != nil && !placed(at.group):
+		case at != nil && at.group != nil && !placed(at.group) && s.astray(rec, at.group):
 			if len(s.jobs[id]) > 0 {
 				a.end = append(a.end, s.jobs[id]...)
 			} else {

@@ -93,6 +93,8 @@ type Group struct {
 	// Nodes of its bundles, "" for one that has none; Bundle is what the first one takes.
 	Nodes  []string
 	Bundle map[string]float64
+	// Labels are what the first one selects nodes by (label_selector), nil if Ray does not tell.
+	Labels map[string]string
 }
 
 // Node is a node of the cluster.

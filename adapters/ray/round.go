@@ -19,7 +19,7 @@ const (
 )
 
 // needs is what a round asks of the cluster beside its State.
-type needs struct{ version, jobs, dead bool }
+type needs struct{ version, jobs, dead, serve bool }
 
 // findings are what a round has been told.
 type findings struct {
@@ -38,8 +38,8 @@ type findings struct {
 
 // deed is one thing to tell the cluster.
 type deed struct {
-	link        *link
-	submit      *Submission
+	link         *link
+	submit       *Submission
 	stop, forget string // jobs
 }
 
@@ -69,7 +69,7 @@ func (c *Cluster) begin() (l *link, n needs, unread func([]Job) []string) {
 	v.rounds++
 	n.version = v.state == nil || v.failures > 0
 	n.jobs = v.listed.IsZero() || c.now().Sub(v.listed) >= jobsEvery || len(v.orders) > 0 || c.unsettled()
-	n.dead = c.wonders()
+	n.dead, n.serve = c.wonders(), v.rival == ""
 	link, owner := c.link, v.owner
 	return link, n, func(jobs []Job) []string {
 		c.mu.Lock()
@@ -96,7 +96,8 @@ func (c *Cluster) wonders() bool {
 // unsettled tells whether what is on the cluster differs from what is wanted, as far as is known.
 func (c *Cluster) unsettled() bool {
 	for _, rec := range c.records.replicas {
-		if rec.Leaving || !c.view.sights[rec.ID].whole(c.parts(rec)) {
+		at := c.view.sights[rec.ID]
+		if rec.Leaving || !at.whole(c.parts(rec)) || at.group != nil && !placed(at.group) && c.astray(rec, at.group) {
 			return true
 		}
 	}
@@ -151,8 +152,9 @@ func gather(ctx context.Context, l *link, n needs, unread func([]Job) []string) 
 		dead, err := l.api.Dead(ctx, l.ray.Namespace)
 		f.dead, f.asked = dead, err == nil
 	}
-	if serve, _, err := l.serving.round(ctx, l.api, l.ray.Serve); err == nil {
-		f.serve, f.served = serve, true
+	if n.serve {
+		serve, _, err := l.serving.round(ctx, l.api, l.ray.Serve)
+		f.serve, f.served = serve, err == nil
 	}
 	return f
 }
@@ -261,18 +263,13 @@ func (c *Cluster) found(f *findings) {
 	if f.served {
 		v.serve = f.serve
 	}
-	for id := range v.remake {
-		if at := v.sights[id]; f.state.Partial == "" && (at == nil || at.group == nil || placed(at.group)) {
-			delete(v.remake, id)
-		}
-	}
 }
 
 func (c *Cluster) situation() situation {
 	v := &c.view
 	return situation{
 		now: c.now(), records: c.records, sights: v.sights, partial: v.state.Partial != "",
-		busy: v.busy(), jobs: v.single(), parts: c.parts, tries: v.tries, remake: v.remake,
+		busy: v.busy(), jobs: v.single(), parts: c.parts, tries: v.tries, astray: c.astray,
 	}
 }
 
@@ -331,7 +328,6 @@ func (c *Cluster) tellRay(l *link, drafts []draft, end, forget []string) (deeds 
 		v.orders[d.order.job] = d.order
 		for _, id := range d.order.replicas() {
 			if rec := c.records.replicas[id]; rec != nil && !rec.Leaving && slices.Contains(d.order.stop, id) {
-				delete(v.remake, id)
 				continue // it is started again at once
 			}
 			t := v.tries[id]

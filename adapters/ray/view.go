@@ -31,7 +31,6 @@ type view struct {
 	logs   map[string]string // what failed jobs have printed
 	orders map[string]*order // by job
 	tries  map[string]*try   // by replica
-	remake map[string]bool   // by replica
 	asked  map[string]time.Time
 
 	strangers map[string]bool // jobs of our owner that another control plane has begun
@@ -42,7 +41,7 @@ type view struct {
 func newView(owner string) view {
 	return view{
 		owner: owner,
-		logs: map[string]string{}, orders: map[string]*order{}, tries: map[string]*try{}, remake: map[string]bool{},
+		logs:  map[string]string{}, orders: map[string]*order{}, tries: map[string]*try{},
 		asked: map[string]time.Time{},
 	}
 }
@@ -151,7 +150,7 @@ func (v *view) settle(r *records, now time.Time) (end []string) {
 		case now.Sub(o.at) < o.limit+orderLimit:
 			continue
 		default:
-			v.failed(o, func(string) string { return "the launcher job " + id + " has not ended in time: " + lastLine(j.Message) })
+			v.failed(o, func(string) string { return "the launcher job " + id + " has not ended in time: " + endOf(j.Message) })
 		}
 		delete(v.orders, id)
 	}
@@ -169,7 +168,7 @@ func (v *view) failed(o *order, why func(name string) string) {
 
 func note(j *Job) string {
 	if j.Status == "PENDING" && j.Message != "" {
-		return "the launcher job " + j.ID + " has not started yet: " + lastLine(j.Message)
+		return "the launcher job " + j.ID + " has not started yet: " + endOf(j.Message)
 	}
 	return "the launcher job " + j.ID + " starts it"
 }

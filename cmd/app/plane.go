@@ -72,7 +72,7 @@ func newPlane(o planeOptions) (*plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.endpoints = withKey(all, o.EngineKey)
+	p.endpoints = withKey(all.endpoints, o.EngineKey)
 	serve := api.Options{
 		Backend: p.control, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
 		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,

@@ -2,12 +2,9 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
+	"sync/atomic"
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
@@ -28,70 +25,25 @@ type platform interface {
 type platforms struct {
 	hosts   *static.Hosts
 	cluster *ray.Cluster
+	// endpoints are those of the platform; it is not known before the first Configure.
+	endpoints *switched
 
-	mu       sync.Mutex
-	current  platform      // nil before the first Configure
-	switched chan struct{} // closed when current changes
+	current atomic.Pointer[platform]
 }
 
 func newPlatforms(hosts *static.Hosts, cluster *ray.Cluster) *platforms {
-	return &platforms{hosts: hosts, cluster: cluster, switched: make(chan struct{})}
+	p := &platforms{hosts: hosts, cluster: cluster, endpoints: newSwitched()}
+	p.current.Store(new(platform(hosts)))
+	return p
 }
 
 func (p *platforms) use(now platform) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.current != now {
-		p.current = now
-		close(p.switched)
-		p.switched = make(chan struct{})
+	if was := p.current.Swap(&now); *was != now || !p.endpoints.known() {
+		p.endpoints.set(now.Discoverer())
 	}
 }
 
-func (p *platforms) get() (now platform, switched <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.current, p.switched
-}
-
-func (p *platforms) now() platform {
-	if now, _ := p.get(); now != nil {
-		return now
-	}
-	return p.hosts
-}
-
-// Run sends the endpoints of the fleet's platform. Before it is known which that is nothing is sent: no endpoints would
-// take away those that routers know.
-func (p *platforms) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
-	for {
-		now, switched := p.get()
-		if now == nil {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-switched:
-			}
-			continue
-		}
-		one, stop := context.WithCancel(ctx)
-		g, one := errgroup.WithContext(one)
-		g.Go(func() error { return now.Discoverer().Run(one, up) })
-		g.Go(func() error {
-			defer stop()
-			select {
-			case <-one.Done():
-			case <-switched:
-			}
-			return nil
-		})
-		err := g.Wait()
-		stop()
-		if ctx.Err() != nil || !errors.Is(err, context.Canceled) {
-			return err
-		}
-	}
-}
+func (p *platforms) now() platform { return *p.current.Load() }
 
 // Configure has the fleet's platform be the one that is asked from now on. The other one has to be empty: nobody
 // would look after what it runs.
@@ -165,5 +117,4 @@ var (
 	_ platform            = (*ray.Cluster)(nil)
 	_ adapters.Configurer = (*platforms)(nil)
 	_ adapters.Fetcher    = (*platforms)(nil)
-	_ adapters.Discoverer = (*platforms)(nil)
 )

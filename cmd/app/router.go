@@ -23,7 +23,6 @@ import (
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/adapters/providers"
-	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/engine"
 	"github.com/mobula-serve/mobula/router/flow"
 	"github.com/mobula-serve/mobula/router/front"
@@ -56,7 +55,7 @@ type planeLink interface {
 type router struct {
 	logger   *slog.Logger
 	registry *prometheus.Registry
-	source   *static.Discovery
+	source   *source
 	others   *providers.Discovery
 	flow     *flow.Holder
 	reporter *metrics.Reporter
@@ -122,7 +121,7 @@ func newRouter(o routerOptions) (*router, error) {
 	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.registry.MustRegister(buildInfo(o.Version, f.Name))
 	var err error
-	if r.source, err = newSource(f); err != nil {
+	if r.source, err = newSource(f, o.Plane != nil, o.Logger); err != nil {
 		return nil, err
 	}
 	if r.others, err = providers.New(f.Providers, providers.Options{}); err != nil {
@@ -220,18 +219,6 @@ func (r *router) reportOnce(ctx context.Context, to planeLink) error {
 	return to.Report(ctx, r.reporter.Report(time.Now()))
 }
 
-// newSource makes the Discoverer of the fleet's platform.
-func newSource(f *mobula.Fleet) (*static.Discovery, error) {
-	if f.Platform.Static == nil {
-		return nil, errors.New("platform: this build serves platform.static only")
-	}
-	d, err := static.New(*f.Platform.Static, static.Options{})
-	if err != nil {
-		return nil, fmt.Errorf("platform.static: %w", err)
-	}
-	return d, nil
-}
-
 func newPolicy(f *mobula.Fleet) (pick.Policy, error) {
 	p, err := pick.New(pick.Options{Name: f.Router.Policy.Name, LoadFactor: f.Router.Policy.LoadFactor, IndexMemory: int64(f.KV.Index.Memory)})
 	if err != nil {
@@ -275,9 +262,6 @@ func reloadOnHangup(ctx context.Context, w *Reloader) error {
 
 // apply takes a new fleet file. Either all of it is taken or, with an error, nothing.
 func (r *router) apply(f *mobula.Fleet) error {
-	if f.Platform.Static == nil {
-		return errors.New("platform: this build serves platform.static only")
-	}
 	if f.Router.Listen != r.fleet.Router.Listen || f.Router.Log != r.fleet.Router.Log {
 		r.logger.Warn("router.listen and router.log take effect at the next start")
 	}
@@ -291,8 +275,8 @@ func (r *router) apply(f *mobula.Fleet) error {
 	if err := r.others.Check(f.Providers); err != nil {
 		return fmt.Errorf("providers: %w", err)
 	}
-	if err := r.source.Update(*f.Platform.Static); err != nil {
-		return fmt.Errorf("platform.static: %w", err)
+	if err := r.source.update(f); err != nil {
+		return err
 	}
 	if err := r.others.Update(f.Providers); err != nil {
 		return fmt.Errorf("providers: %w", err)

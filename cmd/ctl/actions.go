@@ -237,7 +237,7 @@ func (c *ctl) forgetCommand() *cobra.Command {
 		Use:   "forget HOST",
 		Short: "Remove a host that is gone for good",
 		Long: `Removes a host that is gone for good; what ran there is placed elsewhere at once. A host that
-still runs joins again with a new token.`,
+still runs joins again with a new token. The nodes of a Ray cluster come and go with it.`,
 		Example: `  mobula forget gpu-1`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

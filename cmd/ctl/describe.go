@@ -228,7 +228,11 @@ func (c *ctl) describeHost(s *sheet, v *control.View, h *mobula.Host) {
 	}
 	u := usages(v)[h.Name]
 	if u.devices > 0 {
-		s.field("GPUs", fmt.Sprintf("%d of %d taken, memory %s, utilization %s", u.taken, u.devices, u.memory(), u.utilization()))
+		gpus := fmt.Sprintf("%d of %d taken", u.taken, u.devices)
+		if u.total > 0 {
+			gpus += ", memory " + u.memory() + ", utilization " + u.utilization()
+		}
+		s.field("GPUs", gpus)
 	}
 	s.field("Slots", fmt.Sprintf("%d for engines without a GPU", h.Slots))
 	s.field("Address", h.Address)
@@ -236,7 +240,11 @@ func (c *ctl) describeHost(s *sheet, v *control.View, h *mobula.Host) {
 	s.field("Agent", h.Version)
 	gpus := newTable(column{name: "ID"}, column{name: "NAME"}, column{name: "MEMORY"}, column{name: "UTIL"}, column{name: "NVLINK"}, column{name: "REPLICA"}, column{name: "REASON", flex: true})
 	for _, d := range h.Devices {
-		gpus.add(d.ID, d.Name, memory(d.Used)+"/"+memory(d.Memory), percent(d.Utilization), d.Group, holder(v, h.Name, d.ID), cell{d.Unhealthy, red})
+		used, busy := none, none
+		if d.Memory > 0 {
+			used, busy = memory(d.Used)+"/"+memory(d.Memory), percent(d.Utilization)
+		}
+		gpus.add(d.ID, d.Name, used, busy, d.Group, holder(v, h.Name, d.ID), cell{d.Unhealthy, red})
 	}
 	s.table("GPUs", gpus)
 	s.table("Replicas", c.replicaTable(replicasOn(v, h.Name), false))

@@ -109,6 +109,33 @@ func richView() *control.View {
 	}
 }
 
+// rayView is a fleet on a Ray cluster: nodes of which only Ray knows something, and replicas that are actors.
+func rayView() *control.View {
+	node := func(name string, gpus int) mobula.Host {
+		h := mobula.Host{Name: name, Labels: map[string]string{"ray.io/node-id": "8f3a"}, Slots: 16, Heard: ago(time.Second)}
+		for i := range gpus {
+			h.Devices = append(h.Devices, mobula.Device{ID: strconv.Itoa(i), Name: "H100"})
+		}
+		return h
+	}
+	replica := func(id string, s mobula.State, reason string) control.ReplicaStatus {
+		return control.ReplicaStatus{Replica: mobula.Replica{ID: id, Model: "llama", Revision: "3fa9c1d2e4", State: s, Reason: reason, Since: ago(40 * time.Second)}}
+	}
+	ready, lost := replica("llama-3fa9c1-aaaaa", mobula.StateReady, ""), replica("llama-3fa9c1-ccccc", mobula.StateFailed, "its runtime environment failed: No matching distribution found for vllm==0.99")
+	ready.Hosts, ready.Devices, ready.URL, ready.Detail = []string{"10.77.0.2"}, []string{"0,1"}, "http://10.77.0.2:46127", "actor 41d2a7c0 of job 02000000, pid 4242"
+	lost.Hosts, lost.Detail = []string{"10.77.0.1"}, "actor 9be01f33 of job 03000000"
+	waits := replica("llama-3fa9c1-bbbbb", mobula.StatePending, "waits for 8 GPUs on one node: the largest has 2")
+	waits.NoRoom = true
+	gone := node("10.77.0.3", 2)
+	gone.Silent = "Ray says it is dead: missing too many heartbeats"
+	return &control.View{
+		Control: "c-1", Version: 42, Fleet: "ray", Generation: 1,
+		Models:   []control.ModelStatus{{Name: "llama", Source: "llama", Revision: "3fa9c1d2e4", Replicas: mobula.Range{Min: 3, Max: 3}, Wanted: 3, Ready: 1, Starting: 1, Failed: 1, Rollout: control.RolloutProgressing, Since: ago(time.Minute)}},
+		Replicas: []control.ReplicaStatus{ready, waits, lost},
+		Hosts:    []mobula.Host{node("10.77.0.1", 0), node("10.77.0.2", 2), gone},
+	}
+}
+
 func richEvents() []control.Event {
 	return []control.Event{
 		{At: ago(26 * time.Hour), Object: "fleet", Reason: "Applied", Message: "generation 6 from fleet.yaml", Count: 1, Seq: 1},

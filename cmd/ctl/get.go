@@ -281,7 +281,7 @@ func objectNames(value any) string {
 func nothing(v *control.View, kind string) string {
 	switch {
 	case kind == getHosts:
-		return "no hosts: mobula token shows how one joins"
+		return "no hosts: on bare metal mobula token shows how one joins"
 	case kind == getLoRAs:
 		return "no LoRAs: they are listed under a model's loras in the fleet file"
 	case v.Fleet == "" || len(v.Models) == 0:
@@ -343,6 +343,7 @@ type watcher struct {
 	o       getOptions
 	version int64
 	seen    map[string]bool // keys of the rows that were printed
+	columns int             // under the last headers
 	away    time.Time
 }
 
@@ -391,7 +392,8 @@ func (w *watcher) append(s sight) error {
 	keys := t.keys()
 	changed := t.only(func(i int) bool { return !w.seen[keys[i]] })
 	if len(changed.rows) > 0 {
-		w.out.print(joined(changed.lines(0, w.o.bare || w.seen != nil, w.out.colour)))
+		w.out.print(joined(changed.lines(0, w.o.bare || w.columns == len(t.columns), w.out.colour)))
+		w.columns = len(t.columns)
 	}
 	w.seen = map[string]bool{}
 	for _, k := range keys {

@@ -15,6 +15,7 @@ import (
 // TestOutput compares what commands print on a pipe with files.
 func TestOutput(t *testing.T) {
 	empty := func(f *fakeAPI) { f.view, f.events = &control.View{Version: 1}, nil }
+	onRay := func(f *fakeAPI) { f.view, f.events = rayView(), nil }
 	for name, tc := range map[string]struct {
 		args   []string
 		before func(*fakeAPI)
@@ -48,6 +49,14 @@ func TestOutput(t *testing.T) {
 		"empty-loras":              {args: []string{"get", "loras"}, before: empty},
 		"empty-events":             {args: []string{"events"}, before: empty},
 		"empty-top":                {args: []string{"top"}, before: empty},
+		"ray-get":                  {args: []string{"get"}, before: onRay},
+		"ray-get-replicas-wide":    {args: []string{"get", "replicas", "-o", "wide"}, before: onRay},
+		"ray-get-hosts-wide":       {args: []string{"get", "hosts", "-o", "wide"}, before: onRay},
+		"ray-describe-replica":     {args: []string{"describe", "llama-3fa9c1-aaaaa"}, before: onRay},
+		"ray-describe-pending":     {args: []string{"describe", "llama-3fa9c1-bbbbb"}, before: onRay},
+		"ray-describe-failed":      {args: []string{"describe", "llama-3fa9c1-ccccc"}, before: onRay},
+		"ray-describe-host":        {args: []string{"describe", "10.77.0.2"}, before: onRay},
+		"ray-describe-lost-host":   {args: []string{"describe", "10.77.0.3"}, before: onRay},
 		"describe-model":           {args: []string{"describe", "llama"}},
 		"describe-model-failed":    {args: []string{"describe", "model", "mixtral"}},
 		"describe-replica":         {args: []string{"describe", "llama-3fa9c1-aaaaa"}},

@@ -86,20 +86,35 @@ func modelReason(m *control.ModelStatus) string {
 func (c *ctl) replicaTable(replicas []control.ReplicaStatus, wide bool) *table {
 	reason := column{name: "REASON", flex: true}
 	if !wide {
-		t := newTable(column{name: "NAME"}, column{name: "MODEL", flex: true}, column{name: "STATE"}, column{name: "HOST", flex: true}, column{name: "AGE", clock: true}, reason)
+		columns := []column{{name: "NAME"}, {name: "MODEL", flex: true}, {name: "STATE"}, {name: "HOST", flex: true}, {name: "AGE", clock: true}}
+		named := slices.ContainsFunc(replicas, hasName)
+		if named {
+			columns = append(columns, column{name: "DETAIL", flex: true})
+		}
+		t := newTable(append(columns, reason)...)
 		for _, r := range replicas {
-			t.add(r.ID, r.Model, stateCell(r.State), list(r.Hosts), c.since(r.Since), r.Reason)
+			row := []any{r.ID, r.Model, stateCell(r.State), list(r.Hosts), c.since(r.Since)}
+			if named {
+				row = append(row, r.Detail)
+			}
+			t.add(append(row, r.Reason)...)
 		}
 		return t
 	}
 	t := newTable(column{name: "NAME"}, column{name: "MODEL"}, column{name: "STATE"}, column{name: "HOST"}, column{name: "GPU"}, column{name: "AGE", clock: true}, column{name: "REVISION"},
-		column{name: "RESTARTS"}, column{name: "URL"}, column{name: "IN-FLIGHT"}, column{name: "RUNNING"}, column{name: "WAITING"}, column{name: "KV"}, column{name: "LORAS"}, reason)
+		column{name: "RESTARTS"}, column{name: "URL"}, column{name: "IN-FLIGHT"}, column{name: "RUNNING"}, column{name: "WAITING"}, column{name: "KV"}, column{name: "LORAS"}, column{name: "DETAIL"}, reason)
 	for _, r := range replicas {
 		flight, running, waiting, kv := load(r.Load)
 		t.add(r.ID, r.Model, stateCell(r.State), list(r.Hosts), devices(&r), c.since(r.Since), r.Revision,
-			strconv.Itoa(r.Restarts), r.URL, flight, running, waiting, kv, list(r.LoRAs), r.Reason)
+			strconv.Itoa(r.Restarts), r.URL, flight, running, waiting, kv, list(r.LoRAs), r.Detail, r.Reason)
 	}
 	return t
+}
+
+// hasName tells whether the platform calls a replica something (an actor, a pod) that is worth a column: a process
+// of a host is not.
+func hasName(r control.ReplicaStatus) bool {
+	return r.Detail != "" && !strings.HasPrefix(r.Detail, "pid ")
 }
 
 func stateCell(s mobula.State) cell { return cell{string(s), stateColour(s)} }
@@ -249,8 +264,9 @@ func (u hostUsage) memory() string {
 	return memory(u.used) + "/" + memory(u.total)
 }
 
+// utilization is unknown where the memory is: both come from whoever reads the GPUs.
 func (u hostUsage) utilization() string {
-	if u.devices == 0 {
+	if u.total == 0 {
 		return none
 	}
 	return percent(u.busy / float64(u.devices))

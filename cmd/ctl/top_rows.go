@@ -168,7 +168,7 @@ func (m topModel) hosts() *table {
 	for _, h := range sorted(m.view().Hosts, hostOrders(used), m.order[paneHosts]) {
 		u := used[h.Name]
 		util := u.utilization()
-		if u.devices > 0 {
+		if u.total > 0 {
 			util = fmt.Sprintf("%s %4s", bar(u.busy/float64(u.devices), kvBar), util)
 		}
 		t.add(h.Name, cell{hostState(&h), hostColour(&h)}, u.gpus(), u.memory(), util, strconv.Itoa(u.replicas), heard(&h, m.ago), hostReason(&h))

@@ -29,6 +29,17 @@ func TestWatchAddsALineForEachChange(t *testing.T) {
 	require.Equal(t, 7, strings.Count(r.out.String(), "\n"), r.out.String())
 }
 
+func TestWatchTellsOfAnotherColumn(t *testing.T) {
+	r := newRun()
+	stop, done := r.start(t, "get", "replicas", "-w")
+	r.waitFor(t, "llama-3fa9c1-xk2p4     llama     Starting")
+	r.api.show(func(v *control.View) { v.Replicas[2].Detail = "actor 41d2a7c0" })
+	r.waitFor(t, "actor 41d2a7c0")
+	stop()
+	require.ErrorIs(t, <-done, context.Canceled)
+	require.Regexp(t, `(?s)^NAME .*HOST +AGE +REASON\n.*\nNAME .*HOST +AGE +DETAIL +REASON\n.*actor 41d2a7c0`, r.out.String())
+}
+
 func TestWatchOfAllPrintsAllAgain(t *testing.T) {
 	r := newRun()
 	stop, done := r.start(t, "get", "-w")

@@ -18,7 +18,7 @@ value, takes its default. Editors check it with [fleet.schema.json](fleet.schema
 
 Durations are written as ` + "`500ms`, `1.5s`, `10m`, `1h30m`" + `; sizes in bytes as plain digits or with KiB, MiB, GiB (powers of 1024),
 KB, MB or GB (powers of 1000). Text that looks like a number or a truth value goes in quotes. Anchors, aliases and merge keys
-(` + "`<<`" + `) work; tags don't. A file has one document of at most 4 MiB.
+(` + "`<<`" + `) work; tags don't. Free-form mappings are handed on as JSON has them. A file has one document of at most 4 MiB.
 
 A running router applies the file again when it changes, and on SIGHUP even when it has not (say because a key file has). A file
 with problems leaves the running fleet as it is: one log line tells them, and ` + "`mobula_config_last_reload_successful`" + ` is 0.

@@ -28,7 +28,7 @@ func statusOf(err error) int {
 		return http.StatusBadRequest
 	}
 	switch {
-	case errors.Is(err, control.ErrInvalid):
+	case errors.Is(err, control.ErrInvalid), errors.Is(err, adapters.ErrUnsupported):
 		return http.StatusBadRequest
 	case errors.Is(err, control.ErrConflict):
 		return http.StatusConflict

@@ -151,6 +151,7 @@ func TestErrorsGetTheirStatusAndCode(t *testing.T) {
 		"not found":       {control.ErrNotFound, 404, client.CodeNotFound},
 		"unknown replica": {adapters.ErrUnknownReplica, 404, client.CodeNotFound},
 		"unknown host":    {adapters.ErrUnknownHost, 404, client.CodeNotFound},
+		"not supported":   {adapters.ErrUnsupported, 400, client.CodeInvalid},
 		"impossible":      {adapters.ErrImpossible, 422, client.CodeImpossible},
 		"unavailable":     {adapters.ErrUnavailable, 503, client.CodeUnavailable},
 		"any other":       {errors.New("disk full"), 500, client.CodeInternal},

@@ -64,6 +64,7 @@ class Part:
         self.process = uuid.uuid4().hex  # a part that has another one started anew
         self.run = self.process if rank == 0 else ""  # the run of part 0 that this one is part of
         self.lock, self.over, self.why = threading.Lock(), threading.Event(), None
+        self.peers = [Peer(n) for n in (range(1, self.parts) if rank == 0 else [0])]
         self.engine, self.stopping, self.ready_at, self.publication = None, False, 0.0, {}
 
     def serve(self):
@@ -76,6 +77,7 @@ class Part:
         )
         if self.parts > 1:
             threading.Thread(target=self.watch_parts, daemon=True).start()
+        why = None
         try:
             if failed >= self.start["attempts"] and not self.ever:
                 raise Failed("its process was killed while the engine started, %d times in a row" % failed, final=True)
@@ -83,7 +85,9 @@ class Part:
             self.launch()
             self.wait_ready()
         except Failed as err:
-            self.end(err)
+            why = err
+        if why is not None:
+            self.end(why)
         self.ready_at = time.time()
         self.publication = self.publish()
         self.record.write(phase="ready", at=self.ready_at, ever=True)
@@ -110,14 +114,18 @@ class Part:
         self.engine = Engine(argv, env, self.start["stopTimeout"], only, lambda reason: self.lose(Failed(reason)))
 
     def wait_ready(self):
-        """Waits until the engine serves: part 0 answers its probe, the others follow part 0."""
-        began, master = time.monotonic(), Record(self.namespace, self.start["name"])
+        """Waits until the engine serves: part 0 answers its probe and the others run, which follow part 0."""
+        began, master, up = time.monotonic(), Record(self.namespace, self.start["name"]), False
         while time.monotonic() - began < self.start["startTimeout"]:
-            if self.rank == 0 and healthy(self.host, self.port):
+            lived = time.monotonic() - began
+            if self.rank == 0 and all(peer.up for peer in self.peers) and healthy(self.host, self.port):
                 return
-            if self.rank > 0 and same_run(master, self.run).get("phase") == "ready":
+            if self.rank > 0 and not up and lived > 1:
+                self.record.write(up=self.run)
+                up = True
+            if up and same_run(master, self.run).get("phase") == "ready":
                 return
-            self.wait(0.1 if time.monotonic() - began < 10 else 0.25)
+            self.wait(0.1 if lived < 10 else 0.25)
         self.lose(Failed("the engine did not answer /health within %g s" % self.start["startTimeout"]))
         self.wait(0)
 
@@ -171,14 +179,13 @@ class Part:
 
     def watch_parts(self):
         """Shows the others that this part lives, and ends its run with that of any other."""
-        ranks = range(1, self.parts) if self.rank == 0 else [0]
-        peers = [(Peer(rank), Record(self.namespace, part_name(self.start["name"], rank))) for rank in ranks]
+        records = [(peer, Record(self.namespace, part_name(self.start["name"], peer.rank))) for peer in self.peers]
         beat = 0
         while not self.over.wait(1):
             beat += 1
             try:
                 self.record.write(beat=beat)
-                for peer, record in peers:
+                for peer, record in records:
                     why = peer.look(record.read(), self.run)
                     if why is not None:
                         self.lose(why)
@@ -217,16 +224,19 @@ class Peer:
     """Is what one part sees of another."""
 
     def __init__(self, rank):
-        self.rank, self.process, self.beat, self.silent = rank, None, None, 0
+        self.rank, self.process, self.beat, self.silent, self.up = rank, None, None, 0, False
 
     def look(self, record, run):
         """Takes the peer's record; gives why the run is over, if it is. A part that was never in the run can't end it."""
         if record.get("gave_up"):
             return Failed("part %d: %s" % (self.rank, record.get("reason", "gave up")), final=True, blame=False)
-        if not run or (self.process is None and record.get("run") != run):
+        if not run:
             return None
         if self.process is None:
+            if self.rank > 0 and record.get("run") != run:
+                return None  # not yet in it
             self.process = record.get("process")
+        self.up = record.get("up") == run
         self.silent = self.silent + 1 if record.get("beat") == self.beat else 0
         self.beat = record.get("beat")
         if record.get("process") != self.process or record.get("run") != run or record.get("phase") == "ended":
@@ -243,7 +253,7 @@ def engine_env(environ, given, start, values, gcs):
     paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != here]
     if paths:
         env["PYTHONPATH"] = os.pathsep.join(paths)
-    for name in ("MOBULA_ORDER", "RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    for name in ("MOBULA_ORDER", "RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONBREAKPOINT"):
         env.pop(name, None)
     if "OMP_NUM_THREADS" not in given:
         env.pop("OMP_NUM_THREADS", None)  # Ray's: as many as the actor has CPUs
@@ -439,7 +449,7 @@ class Record:
     def renew(self):
         """Lets attempts count from zero; starts go on counting."""
         if self.read():
-            self.write(failed=0, ever=False, phase="", reason="", gave_up=False, process="", run="")
+            self.write(failed=0, ever=False, phase="", reason="", gave_up=False, process="")  # its last run stays: it is over
 
     def forget(self):
         from ray.experimental import internal_kv

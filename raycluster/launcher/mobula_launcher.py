@@ -19,6 +19,7 @@ import time
 from mobula_engine import VERSION, MobulaEngine, Record, part_name
 
 ORDER = "MOBULA_ORDER"
+ACTOR_CLASS = MobulaEngine.__name__
 REGISTERED = 60  # seconds for GCS to take an actor, or to be done with a dead one
 
 
@@ -184,7 +185,7 @@ class Launcher:
         info = self.table(actor)
         if info.get("State") == "DEAD":
             return None
-        if info.get("ActorClassName", CLASS).rsplit(".", 1)[-1] != CLASS:
+        if info.get("ActorClassName", ACTOR_CLASS).rsplit(".", 1)[-1] != ACTOR_CLASS:
             raise Refused("name taken: %s is an actor of class %s in namespace %s" % (name, info["ActorClassName"], self.namespace))
         return actor
 

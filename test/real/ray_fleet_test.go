@@ -65,10 +65,13 @@ func simModel(binary, replicas, more string) string {
 
 // clear ends all named actors, all placement groups and all jobs.
 func (c *rayLab) clear() {
-	for _, job := range c.jobs() {
-		_, _, _ = c.ask(http.MethodPost, "/api/jobs/"+job+"/stop", "")
-		_, _, _ = c.ask(http.MethodDelete, "/api/jobs/"+job, "")
-	}
+	c.await("no job is left", func() bool {
+		for _, job := range c.jobs() { // one can be deleted when it has ended
+			_, _, _ = c.ask(http.MethodPost, "/api/jobs/"+job+"/stop", "")
+			_, _, _ = c.ask(http.MethodDelete, "/api/jobs/"+job, "")
+		}
+		return len(c.jobs()) == 0
+	})
 	out, err := c.head.run("RAY_ADDRESS="+c.head.host.IP+":6379", "python", "-c", `
 import ray
 from ray.util import list_named_actors, placement_group_table, remove_placement_group, get_placement_group
