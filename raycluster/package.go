@@ -55,8 +55,10 @@ func Entrypoint(interpreter string) string {
 	return findInterpreter + `exec "$p"` + run
 }
 
-// findInterpreter sets p. The supervisor is the shell's parent; it has Ray's library mapped, from beside its interpreter.
-const findInterpreter = `p=$(sed -n 's|.* \(/.*\)/lib/python[^/]*/site-packages/ray/_raylet\.so$|\1/bin/python|p' /proc/$PPID/maps 2>/dev/null | head -n 1); ` +
+// findInterpreter sets p. The supervisor is the shell's parent and has Ray's library mapped: from beside its interpreter when
+// that is a virtual environment's, whose executable the kernel knows only by the one that it links to.
+const findInterpreter = `m=/proc/$PPID/maps; p=$(sed -n 's|.* \(/.*\)/lib[0-9]*/python[^/]*/site-packages/ray/_raylet\.so$|\1/bin/python|p' $m 2>/dev/null | head -n 1); ` +
+	`[ -x "$p" ] || p=$(grep -q '/ray/_raylet\.so$' $m 2>/dev/null && readlink /proc/$PPID/exe); ` +
 	`[ -x "$p" ] || p=python3; `
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/mobula-serve/mobula/adapters"
-	"github.com/mobula-serve/mobula/raycluster"
 )
 
 // explained gives the deployments that jobs tell of, each by the job that began last.
@@ -66,10 +65,8 @@ func adopt(r *records, sights map[string]*sight, jobs []Job, now time.Time) (ado
 
 // explains finds the deployment of a replica: by what its actor says, else by its ID.
 func explains(deployments map[adapters.Key]*deploymentRecord, id string, at *sight) *deploymentRecord {
-	if a := at.actors[0]; a != nil {
-		if p, ok := raycluster.ParsePublication(a.Repr); ok {
-			return deployments[adapters.Key{Fleet: p.Fleet, Model: p.Model, Revision: p.Revision}]
-		}
+	if p := at.actors[0].published(); p != nil {
+		return deployments[adapters.Key{Fleet: p.Fleet, Model: p.Model, Revision: p.Revision}]
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(deployments), adapters.Key.Compare) {
 		like := adapters.ReplicaID(key.Model, key.Revision, strings.Repeat("x", idLetters))

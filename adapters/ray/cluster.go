@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ const (
 	defaultNamespace = "mobula"
 	defaultPoll      = time.Second
 	lostAfter        = 3 // polls that failed in a row
+	never            = math.MaxInt
 
 	firstLook    = 10 * time.Second // how long a call waits for the first look at the cluster
 	probeTimeout = 5 * time.Second

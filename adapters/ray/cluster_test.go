@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +27,11 @@ type lab struct {
 	store *failingStore
 	opts  Options
 	end   func()
+	skew  atomic.Int64 // of the Cluster's clock
 }
+
+// later has its clock go forward.
+func (l *lab) later(d time.Duration) { l.skew.Add(int64(d)) }
 
 func settings() mobula.Ray {
 	return mobula.Ray{Address: "http://ray:8265", Poll: mobula.Duration(2 * time.Millisecond), Mode: "actors"}
@@ -35,7 +40,8 @@ func settings() mobula.Ray {
 func newLab(t testing.TB, f *fakeRay, change ...func(*mobula.Ray)) *lab {
 	t.Helper()
 	l := &lab{t: t, ray: f, store: &failingStore{Store: state.NewInMemory()}}
-	l.opts = Options{Store: l.store, Control: "abcdefghij", Dial: func(mobula.Ray) (API, error) { return f, nil }}
+	now := func() time.Time { return time.Now().Add(time.Duration(l.skew.Load())) }
+	l.opts = Options{Now: now, Store: l.store, Control: "abcdefghij", Dial: func(mobula.Ray) (API, error) { return f, nil }}
 	l.run()
 	t.Cleanup(func() { l.end() })
 	r := settings()

@@ -92,10 +92,8 @@ func (a *account) where(r *mobula.Replica) {
 			name = nodeName(n)
 		}
 		devices := ""
-		if actor != nil {
-			if p, ok := raycluster.ParsePublication(actor.Repr); ok && p.PID == actor.PID {
-				devices = p.Devices
-			}
+		if p := actor.published(); p != nil {
+			devices = p.Devices
 		}
 		r.Hosts, r.Devices = append(r.Hosts, name), append(r.Devices, devices)
 	}
@@ -136,7 +134,7 @@ func (a *account) observe(r *mobula.Replica) {
 			}
 		}
 		r.Restarts = max(r.Restarts, a.rec.Starts-1+actor.Restarts)
-		switch p, ok := raycluster.ParsePublication(actor.Repr); {
+		switch p := actor.published(); {
 		case actor.State != "ALIVE":
 			if r.State == mobula.StateReady || r.State == mobula.StateSuspect {
 				r.State, r.Reason = mobula.StateStarting, ""
@@ -145,7 +143,7 @@ func (a *account) observe(r *mobula.Replica) {
 				r.Reason = strings.TrimSuffix("starts again: "+engineReason(actor.Death), ": ")
 			}
 		case r.State == mobula.StateStarting:
-		case !ok || p.PID != actor.PID || p.Replica != a.rec.ID || p.Model != a.rec.Model || p.Revision != a.rec.Revision || p.Fleet != a.rec.Fleet || p.Rank != rank || rank == 0 && p.URL == "":
+		case p == nil || !a.speaks(p, rank):
 			r.State, r.Reason = mobula.StateStarting, "its actor does not say yet where it serves"
 		default:
 			if rank == 0 {
@@ -165,6 +163,12 @@ func (a *account) observe(r *mobula.Replica) {
 		r.URL = ""
 		r.Reason = a.again(r.Reason)
 	}
+}
+
+// speaks tells whether it is this replica's part that says p.
+func (a *account) speaks(p *raycluster.Publication, rank int) bool {
+	return p.Replica == a.rec.ID && p.Fleet == a.rec.Fleet && p.Model == a.rec.Model && p.Revision == a.rec.Revision &&
+		p.Rank == rank && (rank > 0 || p.URL != "")
 }
 
 // engineReason makes one sentence of why an actor died. A launcher's own begins with a line that says it, and the

@@ -225,11 +225,20 @@ func (f *fakeRay) Logs(ctx context.Context, actor string, _ int, follow bool) (i
 		return nil, err
 	}
 	log := io.Reader(strings.NewReader("log of " + actor + "\n"))
+	ctx, cancel := context.WithCancel(ctx)
 	if follow {
 		log = io.MultiReader(log, untilDone{ctx})
 	}
-	return io.NopCloser(log), done()
+	return fakeLog{log, cancel}, done()
 }
+
+// fakeLog ends when it is closed, as the body of an answer does.
+type fakeLog struct {
+	io.Reader
+	cancel context.CancelFunc
+}
+
+func (l fakeLog) Close() error { l.cancel(); return nil }
 
 type untilDone struct{ ctx context.Context }
 

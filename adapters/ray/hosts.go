@@ -25,7 +25,7 @@ func (c *Cluster) Hosts(ctx context.Context) ([]mobula.Host, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.away(1); err != nil {
+	if err := c.away(lostAfter); err != nil {
 		return nil, err
 	}
 	all := make([]mobula.Host, 0, len(c.view.state.Nodes))
@@ -127,7 +127,7 @@ func (c *Cluster) Cordon(ctx context.Context, host string, on bool) error {
 		return err
 	}
 	return c.do(func() error {
-		if err := c.away(1); err != nil {
+		if err := c.away(lostAfter); err != nil {
 			return err
 		}
 		s := &c.records.settings
@@ -154,7 +154,7 @@ func (c *Cluster) Forget(ctx context.Context, host string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.away(1); err != nil {
+	if err := c.away(lostAfter); err != nil {
 		return err
 	}
 	if c.hosts()[host] == nil {

@@ -110,7 +110,9 @@ func TestLostMemoryIsFoundOnTheCluster(t *testing.T) {
 			l.all(3, mobula.StateReady)
 			l.retry(func() error { return l.Remove(t.Context(), deployment(sim("gone"), "r", 0).Key) })
 			before := l.all(2, mobula.StateReady)
-			l.await(func() bool { return !slices.ContainsFunc(l.ray.left(), func(s string) bool { return strings.Contains(s, "gone") }) })
+			l.await(func() bool {
+				return !slices.ContainsFunc(l.ray.left(), func(s string) bool { return strings.Contains(s, "gone") })
+			})
 			l.end()
 			submissions := l.ray.submissions
 
@@ -159,18 +161,13 @@ func TestTwoControlPlanesOfOneOwner(t *testing.T) {
 		// Its name begins like ours, and it is none of ours.
 		l.ray.jobs = append(l.ray.jobs, &fakeJob{Job: Job{ID: "mobula-abcdefghij-2-xxx", Status: "SUCCEEDED", Metadata: map[string]string{metaOwner: "abcdefghij-2", metaControl: "neighbour"}}})
 	})
-	l.mu.Lock()
-	l.view.listed = l.view.listed.Add(-jobsEvery) // it is time to list them
-	l.mu.Unlock()
+	l.later(jobsEvery) // it is time to list them
 	l.await(func() bool { _, err := l.Status(t.Context(), "f"); return err != nil })
 	_, err := l.Status(t.Context(), "f")
 	require.ErrorIs(t, err, adapters.ErrUnavailable)
 	require.ErrorContains(t, err, "control plane rival uses owner abcdefghij on this cluster too")
 	require.ErrorIs(t, l.Apply(t.Context(), deployment(sim("m"), "r", 2)), adapters.ErrUnavailable)
-	l.mu.Lock()
-	l.view.rivalAt = l.view.rivalAt.Add(-rivalQuiet)
-	l.view.listed = l.view.listed.Add(-jobsEvery)
-	l.mu.Unlock()
+	l.later(rivalQuiet)
 	l.apply(deployment(sim("m"), "r", 2))
 	l.all(2, mobula.StateReady)
 }
@@ -224,7 +221,8 @@ func TestFailuresAreTold(t *testing.T) {
 			})
 			require.Equal(t, tc.want, l.all(1, mobula.StateFailed)[0].Reason)
 			f.set(func() { f.broken, f.failure = "", map[string]string{} })
-			l.all(1, mobula.StateReady) // after the first back-off
+			l.later(firstRetry)
+			l.all(1, mobula.StateReady)
 			require.Empty(t, l.status()[0].Reason)
 		})
 	}
@@ -357,7 +355,7 @@ func TestConfigure(t *testing.T) {
 	require.ErrorIs(t, l.Configure(ctx, "f", with(func(r *mobula.Ray) { r.TokenEnv = "U" }), false), ErrDenied)
 	f.down(true)
 	l.await(func() bool { _, err := l.Status(ctx, "f"); return err != nil })
-	require.ErrorIs(t, l.Configure(ctx, "f", with(func(*mobula.Ray) {}), false), adapters.ErrUnavailable)
+	require.ErrorIs(t, l.Configure(ctx, "f", with(func(r *mobula.Ray) { r.Address = "http://ray2:8265" }), false), adapters.ErrUnavailable)
 	require.NoError(t, l.Configure(ctx, "f", elsewhere, true))
 	f.down(false)
 	l.all(1, mobula.StateReady)
@@ -407,7 +405,7 @@ func TestJobsTellWhatTheyDo(t *testing.T) {
 	for i := range f.nodes {
 		f.set(func() {
 			f.nodes[i].Labels["zone"] = "b"
-			maps.Copy(f.nodes[i].Resources, map[string]float64{"accelerator_type:H100": 1, "slot": 2})
+			maps.Copy(f.nodes[i].Resources, map[string]float64{"accelerator_type:H100": 1, "slot": 4})
 		})
 	}
 	l.await(func() bool { return l.Check(t.Context(), deployment(m, "r", 2)) == nil })
@@ -475,5 +473,6 @@ func TestSubmissionThatFailsIsTriedAgain(t *testing.T) {
 	r := l.all(1, mobula.StateFailed)[0]
 	require.Equal(t, "Ray did not take the launcher job: HTTP 500: no space left", r.Reason)
 	f.down(false)
+	l.later(firstRetry)
 	require.Equal(t, 0, l.all(1, mobula.StateReady)[0].Restarts)
 }

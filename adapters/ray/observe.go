@@ -7,7 +7,6 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
-	"github.com/mobula-serve/mobula/raycluster"
 )
 
 // observe says anew how all replicas fare.
@@ -54,14 +53,13 @@ func (c *Cluster) observe() {
 
 // readyAt is when a replica says it got ready, zero for never.
 func readyAt(at *sight) time.Time {
-	if at == nil || at.actors[0] == nil {
+	if at == nil {
 		return time.Time{}
 	}
-	p, ok := raycluster.ParsePublication(at.actors[0].Repr)
-	if !ok {
-		return time.Time{}
+	if p := at.actors[0].published(); p != nil {
+		return p.Ready()
 	}
-	return p.Ready()
+	return time.Time{}
 }
 
 // urls keeps where replicas serve. One that is Suspect may serve still.

@@ -47,10 +47,12 @@ func (c *Cluster) reach(ctx context.Context, probe bool) error {
 	}
 	for deadline := time.After(firstLook); ; {
 		c.mu.Lock()
-		l, changed, looked := c.link, c.changed, c.view.looked()
+		l, changed, looked, failing := c.link, c.changed, c.view.looked(), c.view.failures > 0
 		err := c.sure()
-		if err == nil {
-			err = c.away(1)
+		if err == nil && probe {
+			err = c.away(never) // the probe tells
+		} else if err == nil {
+			err = c.away(lostAfter)
 		}
 		c.mu.Unlock()
 		switch {
@@ -66,13 +68,24 @@ func (c *Cluster) reach(ctx context.Context, probe bool) error {
 		case err != nil || !probe:
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		if _, err := l.api.Version(ctx); err != nil {
-			return unavailable(err)
-		}
-		return nil
+		return l.probe(ctx, failing)
 	}
+}
+
+// probe fails unless the cluster answers now. A dashboard tells its version without a GCS: one that was failing has to tell
+// its state.
+func (l *link) probe(ctx context.Context, failing bool) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if failing {
+		_, err = l.api.State(ctx, l.ray.Namespace)
+	} else {
+		_, err = l.api.Version(ctx)
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // away tells why the cluster can't be asked: after so many polls that failed in a row, or for another control plane.
@@ -83,7 +96,7 @@ func (c *Cluster) away(failures int) error {
 		return unavailable(errNone)
 	case c.doubt:
 		return unavailable(errDoubt)
-	case v.failures >= failures:
+	case v.failures >= failures || v.state == nil && v.err != nil:
 		return unavailable(v.err)
 	case v.state == nil:
 		return unavailable(errUnseen)
@@ -97,7 +110,7 @@ func (c *Cluster) away(failures int) error {
 // possible fails with ErrImpossible when no node could ever run a deployment that is new, and gives the GPUs of a replica. One
 // that is known may be changed while nodes are away.
 func (c *Cluster) possible(d *adapters.Deployment) (gpus int, err error) {
-	if err := c.away(1); err != nil {
+	if err := c.away(never); err != nil {
 		return 0, err
 	}
 	before, s := c.records.deployments[d.Key], c.view.state

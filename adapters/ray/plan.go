@@ -17,8 +17,22 @@ const (
 // sight is what of one replica is on the cluster.
 type sight struct {
 	group  *Group
-	actors map[int]*Actor // by rank, those of our class that are not dead
-	taken  *Actor         // somebody else's, which has a name that should be ours
+	actors map[int]*part // by rank, those of our class that are not dead
+	taken  *Actor        // somebody else's, which has a name that should be ours
+}
+
+// part is the actor of one part, with what it says of itself.
+type part struct {
+	*Actor
+	says *raycluster.Publication // nil for nothing that can be read
+}
+
+// published gives what the process says that runs now, nil for nothing.
+func (p *part) published() *raycluster.Publication {
+	if p == nil || p.State != "ALIVE" || p.says == nil || p.says.PID != p.PID {
+		return nil
+	}
+	return p.says
 }
 
 func (s *sight) exists() bool { return s != nil && (s.group != nil || len(s.actors) > 0) }
@@ -36,34 +50,34 @@ func (s *sight) whole(parts int) bool {
 	return true
 }
 
-// look finds the replicas of an owner in a State.
-func look(s *State, owner string) map[string]*sight {
+// look finds the replicas of an owner in a State; before is what was found in the one before.
+func look(s *State, owner string, before map[string]*sight) map[string]*sight {
 	all := make(map[string]*sight, len(s.Groups))
-	of := func(name string) (*sight, int) {
+	of := func(name string) (at, last *sight, rank int) {
 		whose, replica, rank, ok := raycluster.ParseName(name)
 		if !ok || whose != owner {
-			return nil, 0
+			return nil, nil, 0
 		}
 		if all[replica] == nil {
 			all[replica] = &sight{}
 		}
-		return all[replica], rank
+		return all[replica], before[replica], rank
 	}
 	for i := range s.Actors {
 		a := &s.Actors[i]
 		if a.State == "DEAD" {
 			continue
 		}
-		at, rank := of(a.Name)
+		at, last, rank := of(a.Name)
 		switch {
 		case at == nil:
 		case a.Class != raycluster.ActorClass:
 			at.taken = a
 		default:
 			if at.actors == nil {
-				at.actors = map[int]*Actor{}
+				at.actors = map[int]*part{}
 			}
-			at.actors[rank] = a
+			at.actors[rank] = &part{a, last.said(rank, a.Repr)}
 		}
 	}
 	for i := range s.Groups {
@@ -71,11 +85,22 @@ func look(s *State, owner string) map[string]*sight {
 		if g.State == "REMOVED" {
 			continue
 		}
-		if at, _ := of(g.Name); at != nil {
+		if at, _, _ := of(g.Name); at != nil {
 			at.group = g
 		}
 	}
 	return all
+}
+
+// said reads what an actor says of itself, unless that is what it said before.
+func (s *sight) said(rank int, repr string) *raycluster.Publication {
+	if s != nil && s.actors[rank] != nil && s.actors[rank].Repr == repr {
+		return s.actors[rank].says
+	}
+	if p, ok := raycluster.ParsePublication(repr); ok {
+		return &p
+	}
+	return nil
 }
 
 // try counts the orders for a replica that did not come true, in a row.
@@ -169,8 +194,8 @@ func (s *situation) leave(a *actions, id string, at *sight) {
 func placed(g *Group) bool { return g.State == "CREATED" }
 
 // notes brings tries up to date: a replica that is as wanted has none, one whose order is over without that has failed.
-// why tells the reason, and by which dead actor; ok is false while it is not known yet.
-func (s *situation) notes(ready func(id string) bool, why func(id string) (reason, death string, ok bool)) {
+// why tells the reason, and by which dead actor; ok is false while it is not known yet. It tells whether anything was noted.
+func (s *situation) notes(ready func(id string) bool, why func(id string) (reason, death string, ok bool)) (noted bool) {
 	for id, t := range s.tries {
 		rec, at := s.records.replicas[id], s.sights[id]
 		switch {
@@ -181,13 +206,17 @@ func (s *situation) notes(ready func(id string) bool, why func(id string) (reaso
 			} else if t.failed.IsZero() {
 				t.failed = s.now
 			}
+			noted = true
 		case ready(id):
 			delete(s.tries, id)
+			noted = true
 		case len(s.jobs[id]) > 0 || at.whole(s.parts(rec)) || s.partial || !t.failed.IsZero():
 		default:
 			if reason, death, ok := why(id); ok {
 				t.failed, t.reason, t.death = s.now, strings.TrimSpace(reason), death
+				noted = true
 			}
 		}
 	}
+	return noted
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -177,7 +178,7 @@ func (c *Cluster) take(l *link, f findings) (deeds []deed, wait time.Duration) {
 		c.log.Error("cannot read the state of the Ray cluster's replicas, trying again", "error", err)
 		return nil, poll
 	}
-	c.found(&f)
+	same := c.found(&f)
 	var end []string
 	if f.listed {
 		if v.list(f.jobs, c.control, c.now()) {
@@ -192,24 +193,32 @@ func (c *Cluster) take(l *link, f findings) (deeds []deed, wait time.Duration) {
 			c.log.Info("took up replicas that were on the Ray cluster", "replicas", len(ids))
 		}
 	}
+	if same && !f.listed && len(c.records.marked) == 0 {
+		return nil, c.wait(poll)
+	}
 	s := c.situation()
 	c.observe()
-	s.notes(func(id string) bool { return c.statuses[id].State == mobula.StateReady },
-		func(id string) (string, string, bool) { return v.why(id, f.asked) })
-	c.observe() // with what was noted
+	if s.notes(func(id string) bool { return c.statuses[id].State == mobula.StateReady },
+		func(id string) (string, string, bool) { return v.why(id, f.asked) }) {
+		c.observe()
+	}
 	c.urls()
 	var drafts []draft
 	var forget []string
-	if v.rival == "" && (f.listed || !c.unsettled()) {
-		drafts, forget = c.decide(&s, f.listed, &end)
+	if v.rival == "" && f.listed {
+		drafts, forget = c.decide(&s, &end)
 	}
+	changed := len(c.records.marked) > 0
 	if err := c.commit(); err != nil {
 		c.log.Error("cannot keep the state of the Ray cluster's replicas, trying again", "error", err)
 		c.observe()
 		return nil, poll
 	}
-	c.observe()
-	return c.tellRay(l, drafts, end, forget), c.wait(poll)
+	deeds = c.tellRay(l, drafts, end, forget)
+	if changed || len(drafts) > 0 {
+		c.observe()
+	}
+	return deeds, c.wait(poll)
 }
 
 // lost notes that the cluster could not be asked.
@@ -222,8 +231,8 @@ func (c *Cluster) lost(err error) {
 	v.err = err
 }
 
-// found takes a State and what came with it.
-func (c *Cluster) found(f *findings) {
+// found takes a State and what came with it, and tells whether it is the same State as before.
+func (c *Cluster) found(f *findings) (same bool) {
 	v := &c.view
 	if v.state == nil || v.failures > 0 {
 		c.log.Info("the Ray cluster answers", "address", c.link.ray.Address, "nodes", len(f.state.Nodes))
@@ -244,10 +253,14 @@ func (c *Cluster) found(f *findings) {
 			c.records.saveSettings()
 		}
 	}
-	v.state, v.sights = f.state, look(f.state, v.owner)
-	v.nodes = make(map[string]*Node, len(f.state.Nodes))
-	for i := range f.state.Nodes {
-		v.nodes[f.state.Nodes[i].ID] = &f.state.Nodes[i]
+	if same = v.state != nil && sameState(v.state, f.state); same {
+		v.state.At = f.state.At
+	} else {
+		v.state, v.sights = f.state, look(f.state, v.owner, v.sights)
+		v.nodes = make(map[string]*Node, len(f.state.Nodes))
+		for i := range f.state.Nodes {
+			v.nodes[f.state.Nodes[i].ID] = &f.state.Nodes[i]
+		}
 	}
 	for id, log := range f.logs {
 		v.logs[id] = log
@@ -263,6 +276,20 @@ func (c *Cluster) found(f *findings) {
 	if f.served {
 		v.serve = f.serve
 	}
+	return same
+}
+
+// sameState compares all but the time.
+func sameState(a, b *State) bool {
+	return a.Partial == b.Partial && slices.Equal(a.Actors, b.Actors) &&
+		slices.EqualFunc(a.Groups, b.Groups, func(a, b Group) bool {
+			return a.ID == b.ID && a.Name == b.Name && a.State == b.State && a.Scheduling == b.Scheduling &&
+				slices.Equal(a.Nodes, b.Nodes) && maps.Equal(a.Bundle, b.Bundle) && maps.Equal(a.Labels, b.Labels)
+		}) &&
+		slices.EqualFunc(a.Nodes, b.Nodes, func(a, b Node) bool {
+			return a.ID == b.ID && a.IP == b.IP && a.Name == b.Name && a.Head == b.Head && a.Alive == b.Alive && a.Died == b.Died &&
+				maps.Equal(a.Resources, b.Resources) && maps.Equal(a.Labels, b.Labels)
+		})
 }
 
 func (c *Cluster) situation() situation {
@@ -274,7 +301,7 @@ func (c *Cluster) situation() situation {
 }
 
 // decide says what is to be told, and changes the records and what is known as if it were. end gets jobs to stop.
-func (c *Cluster) decide(s *situation, listed bool, end *[]string) (drafts []draft, forget []string) {
+func (c *Cluster) decide(s *situation, end *[]string) (drafts []draft, forget []string) {
 	v, l := &c.view, c.link
 	a := plan(*s)
 	for _, id := range a.gone {
@@ -297,7 +324,7 @@ func (c *Cluster) decide(s *situation, listed bool, end *[]string) (drafts []dra
 			c.records.save(rec)
 		}
 	}
-	if !listed || s.partial {
+	if s.partial {
 		return drafts, nil
 	}
 	forget, stale, left := dispensable(c.records, v.jobs, c.kept)
@@ -354,9 +381,6 @@ func (c *Cluster) tellRay(l *link, drafts []draft, end, forget []string) (deeds 
 		if c.due(job, now) {
 			deeds = append(deeds, deed{link: l, forget: job})
 		}
-	}
-	if len(drafts) > 0 {
-		c.observe()
 	}
 	return deeds
 }

@@ -27,7 +27,7 @@ const bucketServe = "ray/serve"
 const (
 	serveLookTimeout = 5 * time.Second
 	servePutTimeout  = 30 * time.Second // the first one starts Ray Serve itself
-	serveRefused     = 30 * time.Second // a configuration that Ray has refused is not put again before
+	servePause       = 10 * time.Second // before a configuration that could not be put is put again
 	serveAbsent      = 2                // looks in a row without Ray Serve until it is believed
 	maxServeMessage  = 300
 )
@@ -39,8 +39,6 @@ const (
 	serveDeploying   = "DEPLOYING"
 	serveFailed      = "DEPLOY_FAILED"
 	serveDeleting    = "DELETING"
-	serveHealthy     = "HEALTHY"  // a proxy
-	serveDraining    = "DRAINING" // a proxy
 	serveDeclarative = "declarative"
 )
 
@@ -58,9 +56,9 @@ type serving struct {
 	known    map[string][]mobula.Endpoint // of each application, as last seen
 	problems []string
 	logged   []string
-	absent   int // looks in a row without Ray Serve
-	refused  []byte
-	refusal  error
+	absent   int    // looks in a row without Ray Serve
+	failed   []byte // the configuration that could not be put last, and why
+	failure  error
 	retryAt  time.Time
 }
 
@@ -167,8 +165,8 @@ func (s *serving) tell(ctx context.Context, problems []string) {
 func (s *serving) deploy(ctx context.Context, api API, at *ServeState, want []mobula.RayServe, found map[string]string) {
 	p := planServe(at, want, s.ours)
 	maps.Copy(found, p.problems)
-	if p.config != nil && bytes.Equal(p.config, s.refused) && time.Now().Before(s.retryAt) {
-		p.blame(found, s.refusal)
+	if p.config != nil && bytes.Equal(p.config, s.failed) && time.Now().Before(s.retryAt) {
+		p.blame(found, s.failure)
 		return
 	}
 	before := maps.Clone(s.ours)
@@ -177,25 +175,24 @@ func (s *serving) deploy(ctx context.Context, api API, at *ServeState, want []mo
 		p.blame(found, err)
 		return
 	}
-	s.refused = nil
 	ctx, cancel := context.WithTimeout(ctx, servePutTimeout)
 	defer cancel()
-	err := api.DeployServe(ctx, p.config)
-	switch {
-	case err == nil:
-		s.log.InfoContext(ctx, "Ray Serve has a new configuration", "changed", p.changed)
-		err = s.keep(p.ours)
-		for _, name := range p.changed {
-			if _, put := p.ours[name]; put {
-				found[name] = beingDeployed
-			}
+	s.failed = nil
+	if err := api.DeployServe(ctx, p.config); err != nil {
+		s.failed, s.failure, s.retryAt = p.config, err, time.Now().Add(servePause)
+		if !errors.Is(err, adapters.ErrUnavailable) && ctx.Err() == nil { // else it may have come to pass
+			err = errors.Join(err, s.keep(before))
 		}
-	case errors.Is(err, adapters.ErrUnavailable) || ctx.Err() != nil: // it may have come to pass
-	default:
-		s.refused, s.refusal, s.retryAt = p.config, err, time.Now().Add(serveRefused)
-		err = errors.Join(err, s.keep(before))
+		p.blame(found, err)
+		return
 	}
-	p.blame(found, err)
+	s.log.InfoContext(ctx, "Ray Serve has a new configuration", "changed", p.changed)
+	for _, name := range p.changed {
+		if _, put := p.ours[name]; put {
+			found[name] = beingDeployed
+		}
+	}
+	p.blame(found, s.keep(p.ours))
 }
 
 // keep makes durable what is ours.
@@ -261,9 +258,12 @@ func (a *ServeApp) complaint() string {
 	return said
 }
 
-// proxyEndpoints gives an endpoint for each healthy proxy, and for those that were before: a new controller calls its
-// proxies STARTING until it has asked them.
+// proxyEndpoints gives an endpoint for each healthy proxy. While there is none the endpoints stay: a new controller does not
+// know its proxies at first.
 func proxyEndpoints(at *ServeState, app string, before []mobula.Endpoint) (all []mobula.Endpoint, problem string) {
+	if len(at.Proxies) == 0 && len(before) > 0 {
+		return before, ""
+	}
 	scheme := "http"
 	if at.TLS {
 		scheme = "https"
@@ -274,10 +274,6 @@ func proxyEndpoints(at *ServeState, app string, before []mobula.Endpoint) (all [
 	urls := map[string]bool{}
 	for _, p := range proxies {
 		id := "serve-" + app + "-" + strings.NewReplacer(".", "-", ":", "-").Replace(p.NodeIP)
-		was := slices.ContainsFunc(before, func(e mobula.Endpoint) bool { return e.ID == id })
-		if p.NodeIP == "" || p.Status == serveDraining || p.Status != serveHealthy && !was {
-			continue
-		}
 		host := p.NodeIP
 		if !anyAddress(at.Host) {
 			host = at.Host
@@ -333,14 +329,11 @@ func names(apps []ServeApp) string {
 
 // serveLine is what of a message says it, in a line: Ray sends whole tracebacks, and the several lines of a validation.
 func serveLine(message string) string {
-	line := endOf(message)
+	line := lastLine(message)
 	if i := strings.Index(message, "validation error"); i >= 0 {
 		lines := strings.Split(message[i:], "\n")
 		lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "For further information") })
 		line = strings.Join(strings.Fields(strings.Join(lines, " ")), " ")
 	}
-	if len(line) > maxServeMessage {
-		line = strings.ToValidUTF8(line[:maxServeMessage], "") + "…"
-	}
-	return line
+	return shorten(line, maxServeMessage)
 }

@@ -192,21 +192,19 @@ func TestWhatAnApplicationServesAt(t *testing.T) {
 			at:   ServeState{Host: "192.168.0.1", Proxies: append(proxies, ServeProxy{"n2", "10.0.0.2", "HEALTHY"}), Apps: running},
 			urls: []string{"http://192.168.0.1:8000"},
 		},
-		"loopback only":         {at: ServeState{Host: "127.0.0.1", Proxies: proxies, Apps: running}, problem: "serve start --http-host 0.0.0.0"},
-		"a cluster on loopback": {at: ServeState{Host: "127.0.0.1", Proxies: []ServeProxy{{"n", "127.0.0.1", "HEALTHY"}}, Apps: running}, urls: []string{"http://127.0.0.1:8000"}},
-		"no proxy":              {at: ServeState{Apps: running}, problem: "no healthy HTTP proxy"},
-		"a proxy that starts":   {at: ServeState{Proxies: []ServeProxy{{"n", "10.0.0.1", "STARTING"}}, Apps: running}, problem: "no healthy HTTP proxy"},
-		"a new controller":      {at: ServeState{Proxies: []ServeProxy{{"n", "10.0.0.1", "STARTING"}}, Apps: running}, before: before, urls: []string{"http://10.0.0.1:8000"}},
-		"a proxy that drains":   {at: ServeState{Proxies: []ServeProxy{{"n", "10.0.0.1", "DRAINING"}}, Apps: running}, before: before, problem: "no healthy HTTP proxy"},
-		"another route prefix":  {at: ServeState{Proxies: proxies, Apps: []ServeApp{{Name: "llm", RoutePrefix: "/llm", Status: "RUNNING"}}}, problem: `its route_prefix is "/llm"`},
-		"no such application":   {at: ServeState{Proxies: proxies, Apps: []ServeApp{{Name: "chat"}}}, before: before, problem: "it has chat"},
-		"no application":        {at: ServeState{Proxies: proxies}, problem: "it has none"},
-		"first deployed":        {at: ServeState{Proxies: proxies, Apps: with("DEPLOYING", "")}, problem: beingDeployed},
-		"updated":               {at: ServeState{Proxies: proxies, Apps: with("DEPLOYING", "")}, before: before, urls: []string{"http://10.0.0.1:8000"}, problem: beingDeployed},
-		"update failed":         {at: ServeState{Proxies: proxies, Apps: with("DEPLOY_FAILED", "Traceback\n  File x\nValueError: no GPU")}, before: before, urls: []string{"http://10.0.0.1:8000"}, problem: "it is DEPLOY_FAILED: ValueError: no GPU"},
-		"failed at first":       {at: ServeState{Proxies: proxies, Apps: with("DEPLOY_FAILED", "no")}, problem: "correct its configuration"},
-		"unhealthy":             {at: ServeState{Proxies: proxies, Apps: with("UNHEALTHY", "replica died")}, urls: []string{"http://10.0.0.1:8000"}, problem: "it is UNHEALTHY: replica died"},
-		"being deleted":         {at: ServeState{Proxies: proxies, Apps: with("DELETING", "")}, before: before, problem: "it is DELETING"},
+		"loopback only":                    {at: ServeState{Host: "127.0.0.1", Proxies: proxies, Apps: running}, problem: "serve start --http-host 0.0.0.0"},
+		"a cluster on loopback":            {at: ServeState{Host: "127.0.0.1", Proxies: []ServeProxy{{"n", "127.0.0.1", "HEALTHY"}}, Apps: running}, urls: []string{"http://127.0.0.1:8000"}},
+		"no proxy":                         {at: ServeState{Apps: running}, problem: "no healthy HTTP proxy"},
+		"a new controller without proxies": {at: ServeState{Apps: running}, before: before, urls: []string{"http://10.0.0.1:8000"}},
+		"another route prefix":             {at: ServeState{Proxies: proxies, Apps: []ServeApp{{Name: "llm", RoutePrefix: "/llm", Status: "RUNNING"}}}, problem: `its route_prefix is "/llm"`},
+		"no such application":              {at: ServeState{Proxies: proxies, Apps: []ServeApp{{Name: "chat"}}}, before: before, problem: "it has chat"},
+		"no application":                   {at: ServeState{Proxies: proxies}, problem: "it has none"},
+		"first deployed":                   {at: ServeState{Proxies: proxies, Apps: with("DEPLOYING", "")}, problem: beingDeployed},
+		"updated":                          {at: ServeState{Proxies: proxies, Apps: with("DEPLOYING", "")}, before: before, urls: []string{"http://10.0.0.1:8000"}, problem: beingDeployed},
+		"update failed":                    {at: ServeState{Proxies: proxies, Apps: with("DEPLOY_FAILED", "Traceback\n  File x\nValueError: no GPU")}, before: before, urls: []string{"http://10.0.0.1:8000"}, problem: "it is DEPLOY_FAILED: ValueError: no GPU"},
+		"failed at first":                  {at: ServeState{Proxies: proxies, Apps: with("DEPLOY_FAILED", "no")}, problem: "correct its configuration"},
+		"unhealthy":                        {at: ServeState{Proxies: proxies, Apps: with("UNHEALTHY", "replica died")}, urls: []string{"http://10.0.0.1:8000"}, problem: "it is UNHEALTHY: replica died"},
+		"being deleted":                    {at: ServeState{Proxies: proxies, Apps: with("DELETING", "")}, before: before, problem: "it is DELETING"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.at.Running, c.at.Port = true, 8000
@@ -419,7 +417,7 @@ func TestWhatRayRefusesIsSaidAndNotRepeatedAtOnce(t *testing.T) {
 		k.look(ours("llm", 3))
 		require.Contains(t, string(k.twin.apps["llm"].Config), "2 of Ray's")
 		k.twin.refuse = nil
-		time.Sleep(serveRefused)
+		time.Sleep(servePause)
 		k.look(ours("llm", 3))
 		require.Len(t, k.twin.puts, 2)
 	})

@@ -39,6 +39,8 @@ class MobulaEngine:
         ray.actor.exit_actor()
 
     def __repr__(self):
+        if not self.part.publication:
+            return object.__repr__(self)
         return "mobula " + json.dumps(self.part.publication, separators=(",", ":"))
 
 
@@ -65,38 +67,46 @@ class Part:
         self.run = self.process if rank == 0 else ""  # the run of part 0 that this one is part of
         self.lock, self.over, self.why = threading.Lock(), threading.Event(), None
         self.peers = [Peer(n) for n in (range(1, self.parts) if rank == 0 else [0])]
+        self.generation, self.failed, self.ever, self.last_run, self.port, self.held = 0, 0, False, "", 0, []
         self.engine, self.stopping, self.ready_at, self.publication = None, False, 0.0, {}
 
     def serve(self):
         """Returns when the engine serves. When it does not the process ends, for Ray to start it again, or this raises."""
-        old = self.record.read()
-        failed, at = account(old, time.time(), self.start["stable"])
-        self.generation, self.ever, self.failed, self.last_run = old.get("starts", 0), old.get("ever", False), failed, old.get("run", "")
+        try:
+            self.begin()
+            self.launch()
+            self.wait_ready()
+            self.ready_at = time.time()
+            self.record.write(phase="ready", at=self.ready_at, ever=True)
+            why = None
+        except Failed as err:
+            why = err
+        except Exception as err:  # of Ray or of the node: another start may fare better
+            why = Failed("%s: %s" % (type(err).__name__, err))
+        if why is not None:
+            self.ready_at = 0.0
+            self.end(why)
+        self.publication = self.publish()
+        threading.Thread(target=self.watch_engine, daemon=True).start()
+
+    def begin(self):
+        """Counts this start and waits as long as those before it demand."""
+        old, now = self.record.read(), time.time()
+        self.generation, self.ever, self.last_run = old.get("starts", 0), old.get("ever", False), old.get("run", "")
+        self.failed, at = account(old, now, self.start["stable"])
         self.record.write(
-            starts=self.generation + 1, failed=failed, phase="starting", at=time.time(), process=self.process, beat=0, gave_up=False
+            starts=self.generation + 1, failed=self.failed, phase="starting", at=now, process=self.process, beat=0, gave_up=False
         )
         if self.parts > 1:
             threading.Thread(target=self.watch_parts, daemon=True).start()
-        why = None
-        try:
-            if failed >= self.start["attempts"] and not self.ever:
-                raise Failed("its process was killed while the engine started, %d times in a row" % failed, final=True)
-            self.wait(backoff(failed, self.start) - (time.time() - at if at <= time.time() else 0))
-            self.launch()
-            self.wait_ready()
-        except Failed as err:
-            why = err
-        if why is not None:
-            self.end(why)
-        self.ready_at = time.time()
-        self.publication = self.publish()
-        self.record.write(phase="ready", at=self.ready_at, ever=True)
-        threading.Thread(target=self.watch_engine, daemon=True).start()
+        if self.failed >= self.start["attempts"] and not self.ever:
+            raise Failed("its process was killed while the engine started, %d times in a row" % self.failed, final=True)
+        self.wait(backoff(self.failed, self.start) - max(now - at, 0))
 
     def launch(self):
         """Starts the engine."""
-        free = free_ports(2, self.start.get("portMin", 0), self.start.get("portMax", 0))
-        self.port, master = free[0], {"host": self.host, "masterPort": free[1]}
+        ports, self.held = free_ports(2, self.start.get("portMin", 0), self.start.get("portMax", 0))
+        self.port, master = ports[0], {"host": self.host, "masterPort": ports[1]}
         if self.rank == 0:
             self.record.write(run=self.run, **master)
         else:
@@ -277,30 +287,32 @@ def read_environ(path):
 
 
 def free_ports(n, low, high):
-    """Gives n ports on which nothing listens, of low to high or of any."""
-    tries = [0] * n
+    """Gives n ports on which nothing listens, of low to high or of any, and what keeps other actors from taking them."""
+    tries = [0] * n * 10
     if low:
         first = random.randrange(high - low + 1)
         tries = [low + (first + i) % (high - low + 1) for i in range(high - low + 1)]
-    held, ports = [], []
+    ports, held = [], []
     for port in tries:
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        s = socket.socket(family)
-        try:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(("", port))
-        except OSError:
-            s.close()
-            continue
-        held.append(s)
-        ports.append(s.getsockname()[1])
         if len(ports) == n:
             break
-    for s in held:
-        s.close()
+        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+            lock = socket.socket(socket.AF_UNIX)
+            try:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if probe.family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(("", port))
+                port = probe.getsockname()[1]
+                lock.bind("\0mobula/port/%d" % port)
+            except OSError:
+                lock.close()
+                continue
+        ports.append(port)
+        held.append(lock)
     if len(ports) < n:
         raise Failed("no free port of %d to %d on this node: make platform.ray.ports wider" % (low, high))
-    return ports
+    return ports, held
 
 
 def healthy(host, port):
@@ -341,8 +353,8 @@ class Tail:
 class Engine:
     """Is a running engine, seen from its actor: a guard has it and tells what it prints and how it ended."""
 
-    def __init__(self, argv, env, grace, only, on_end):
-        self.tail, self.ended, self.on_end, self.lock = Tail(), threading.Event(), on_end, threading.Lock()
+    def __init__(self, argv, env, grace, only, on_end, log=1):  # the actor's own output, which Ray keeps
+        self.tail, self.ended, self.on_end, self.lock, self.log = Tail(), threading.Event(), on_end, threading.Lock(), log
         control, self.control = os.pipe()
         self.output, output = os.pipe()
         self.report, report = os.pipe()
@@ -366,7 +378,7 @@ class Engine:
                 break
             self.tail.add(chunk)
             try:
-                os.write(1, chunk)
+                os.write(self.log, chunk)
             except OSError:
                 pass  # a log that can't be written is no reason to end
         reason = ended_reason(os.read(self.report, 65536))
@@ -442,7 +454,14 @@ class Record:
 
     def note(self, **fields):
         """Writes if that is done at once: a cluster whose GCS is away keeps nobody from ending."""
-        thread = threading.Thread(target=self.write, kwargs=fields, daemon=True)
+
+        def write():
+            try:
+                self.write(**fields)
+            except Exception as err:  # whatever Ray raises
+                print("mobula: can't note %s: %s" % (fields, err), flush=True)
+
+        thread = threading.Thread(target=write, daemon=True)
         thread.start()
         thread.join(2)
 

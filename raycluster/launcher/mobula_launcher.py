@@ -84,6 +84,7 @@ class Launcher:
         import ray
 
         self.ray, self.namespace, self.detached = ray, namespace, detached
+        self.made = []  # Ray ends an actor that isn't detached when nobody holds it
 
     def attempt(self, act, what):
         """Does one thing and says how it went."""
@@ -115,7 +116,11 @@ class Launcher:
                 actors[rank] = None
         if all(actors):
             return "there already"
-        made = [self.make_actor(start, rank, group) for rank in ranks if actors[rank] is None]
+        missing = [rank for rank in ranks if actors[rank] is None]
+        for rank in missing:
+            Record(self.namespace, part_name(start["name"], rank)).renew()
+        made = [self.make_actor(start, rank, group) for rank in missing]
+        self.made += made
         for actor in made:
             if not self.registered(actor, REGISTERED):
                 raise RuntimeError("ray has not registered the actor within %d s" % REGISTERED)
@@ -157,8 +162,8 @@ class Launcher:
                 if self.start(start) != "started":
                     raise Refused("failed %s: another job runs it" % start["name"])
                 say("started " + start["name"])
-        except Refused as err:
-            say(str(err))
+        except Exception as err:
+            say(str(err) if isinstance(err, Refused) else "failed %s: %s" % (start["name"], err))
             return 1
         ranks = range(len(start["argv"]))
         actors = [self.find(part_name(start["name"], rank)) for rank in ranks]
@@ -248,7 +253,6 @@ class Launcher:
         }
         if self.detached:
             options["lifetime"] = "detached"
-        Record(self.namespace, options["name"]).renew()
         cls = self.ray.remote(MobulaEngine).options(**options)
         return cls.remote(start, rank, self.namespace)
 
@@ -256,6 +260,9 @@ class Launcher:
 def actor_env(wanted, job):
     """Gives an actor's runtime environment: what is wanted, with this module, without the order that its job has."""
     env = dict(wanted or {})
+    for field in ("image_uri", "container"):
+        if env.get(field):
+            raise RuntimeError("runtimeEnv.%s: Ray takes no other field beside it, and the engine's actor needs py_modules" % field)
     env["py_modules"] = list(env.get("py_modules") or []) + list((job or {}).get("py_modules") or [])
     env["env_vars"] = dict(env.get("env_vars") or {}, **{ORDER: ""})
     return env

@@ -57,8 +57,8 @@ type Reader struct {
 	Dir string
 	// Env is added to this process's.
 	Env []string
-	// Before stands before the shell's own command line: ip netns exec NAME.
-	Before []string
+	// Start starts the shell: in a network namespace, say. Default: its own Start.
+	Start func(*exec.Cmd) error
 	// Patience bounds it all.
 	Patience time.Duration
 }
@@ -75,15 +75,19 @@ func (r Reader) Type(t testing.TB, commands []string) string {
 	require.NoError(t, os.WriteFile(file, []byte(script.String()), 0o600))
 	ctx, cancel := context.WithTimeout(t.Context(), r.Patience)
 	defer cancel()
-	argv := append(append([]string{}, r.Before...), "bash", file)
-	bash := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	bash := exec.CommandContext(ctx, "bash", file)
 	bash.Dir, bash.Env = r.Dir, append(append(os.Environ(), r.Env...), r.mark())
 	var out bytes.Buffer
 	bash.Stdout, bash.Stderr = &out, &out
 	bash.WaitDelay = 10 * time.Second
 	bash.Cancel = func() error { r.kill(); return nil }
 	t.Cleanup(r.kill)
-	require.NoError(t, bash.Run(), "%s", &out)
+	start := r.Start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	require.NoError(t, start(bash))
+	require.NoError(t, bash.Wait(), "%s", &out)
 	return out.String()
 }
 

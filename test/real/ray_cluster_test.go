@@ -172,6 +172,8 @@ type rayThing struct {
 	PID       int    `json:"pid"`
 	Job       string `json:"submission_id"`
 	Status    string `json:"status"`
+	// Death is why an actor died.
+	Death json.RawMessage `json:"death_cause"`
 }
 
 // list gives what the state API has of a kind: actors, placement_groups, nodes. False when Ray can't be asked.
@@ -249,7 +251,7 @@ func (c *rayLab) keepLogs() {
 		} else if err := os.CopyFS(kept, os.DirFS(dir)); err != nil {
 			c.t.Logf("logs of %s: %v", n.name, err)
 		}
-		for _, pattern := range []string{"job-driver-mobula*", "runtime_env_setup*", "gcs_server.err", "dashboard.err"} {
+		for _, pattern := range []string{"job-driver-mobula*", "gcs_server.err", "dashboard.err"} {
 			files, _ := filepath.Glob(filepath.Join(logs, pattern))
 			for _, file := range files[:min(len(files), 8)] {
 				if b, err := os.ReadFile(file); err == nil && len(b) > 0 {
@@ -266,12 +268,17 @@ func (c *rayLab) await(what string, ok func() bool) {
 	eventually(c.t, rayPatience, what, ok)
 }
 
-// describe is for messages of failed tests.
+// describe tells what Ray has of ours, for messages of failed tests.
 func (c *rayLab) describe() string {
 	var b strings.Builder
 	for _, kind := range []string{"actors", "placement_groups"} {
 		all, ok := c.list(kind)
-		fmt.Fprintf(&b, "%s (known: %t): %+v\n", kind, ok, all)
+		fmt.Fprintf(&b, "%s (known: %t):\n", kind, ok)
+		for _, a := range all {
+			if strings.HasPrefix(a.Name, "mobula/") {
+				fmt.Fprintf(&b, "%s %s %s pid %d: %s %.1500s\n", a.Name, a.State, a.NodeID, a.PID, a.Repr, a.Death)
+			}
+		}
 	}
 	return b.String()
 }

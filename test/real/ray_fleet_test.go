@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -170,22 +171,39 @@ func (f *rayFleet) AwaitRestarted(id string) {
 // nothingLeft waits until Ray has no actor, placement group or job of ours, and no node a process.
 func (c *rayLab) nothingLeft(t *testing.T) {
 	t.Helper()
-	ours := func(a rayThing) bool { return strings.HasPrefix(a.Name, "mobula/"+rayOwner+"/") }
-	eventually(t, rayPatience, "no actor, placement group, job or process is left", func() bool {
-		return !slices.ContainsFunc(c.must("actors"), ours) && !slices.ContainsFunc(c.must("placement_groups"), ours) &&
-			!slices.ContainsFunc(c.jobs(), func(id string) bool { return strings.HasPrefix(id, "mobula-"+rayOwner) }) &&
-			len(c.left()) == 0
-	})
+	var left []string
+	for end := time.Now().Add(rayPatience); ; time.Sleep(200 * time.Millisecond) {
+		if left = c.left(); len(left) == 0 {
+			return
+		}
+		require.True(t, time.Now().Before(end), "left for %s: %q", rayPatience, left)
+	}
 }
 
-// left are the processes on all nodes that are ours: engines, actors, launchers and what guards engines.
-func (c *rayLab) left() []rayProcess {
-	var all []rayProcess
+// left is what there is of ours: actors, placement groups, jobs, and on the nodes engines, actors, launchers and what
+// guards engines.
+func (c *rayLab) left() []string {
+	c.t.Helper()
+	var all []string
+	for _, kind := range []string{"actors", "placement_groups"} {
+		for _, a := range c.must(kind) {
+			if owner, _, _, ok := raycluster.ParseName(a.Name); ok && owner == rayOwner {
+				all = append(all, kind+" "+a.Name+" "+a.State)
+			}
+		}
+	}
+	for _, job := range c.jobs() {
+		if strings.HasPrefix(job, "mobula-"+rayOwner+"-") {
+			all = append(all, "job "+job)
+		}
+	}
 	for _, n := range c.nodes {
-		all = append(all, n.processes(func(p *rayProcess) bool {
+		for _, p := range n.processes(func(p *rayProcess) bool {
 			text := strings.Join(p.argv, " ")
-			return isSim(p) || strings.Contains(text, "mobula_launcher") || strings.Contains(text, raycluster.ActorClass)
-		})...)
+			return isSim(p) || strings.Contains(text, "mobula_") || strings.Contains(text, raycluster.ActorClass)
+		}) {
+			all = append(all, fmt.Sprintf("%s: process %d %q", n.name, p.pid, p.argv))
+		}
 	}
 	return all
 }
