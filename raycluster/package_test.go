@@ -20,7 +20,7 @@ import (
 func TestThePackageIsNamedByItsContent(t *testing.T) {
 	name, content, err := Package()
 	require.NoError(t, err)
-	require.Regexp(t, regexp.MustCompile(`^_ray_pkg_[0-9a-f]{20}\.zip$`), name)
+	require.Regexp(t, `^_ray_pkg_[0-9a-f]{20}\.zip$`, name)
 	again, same, err := Package()
 	require.NoError(t, err)
 	require.Equal(t, name, again)

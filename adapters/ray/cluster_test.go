@@ -37,20 +37,20 @@ func settings() mobula.Ray {
 	return mobula.Ray{Address: "http://ray:8265", Poll: mobula.Duration(2 * time.Millisecond), Mode: "actors"}
 }
 
-func newLab(t testing.TB, f *fakeRay, change ...func(*mobula.Ray)) *lab {
-	t.Helper()
-	l := &lab{t: t, ray: f, store: &failingStore{Store: state.NewInMemory()}}
+func newLab(tb testing.TB, f *fakeRay, change ...func(*mobula.Ray)) *lab {
+	tb.Helper()
+	l := &lab{t: tb, ray: f, store: &failingStore{Store: state.NewInMemory()}}
 	now := func() time.Time { return time.Now().Add(time.Duration(l.skew.Load())) }
 	l.opts = Options{Now: now, Store: l.store, Control: "abcdefghij", Dial: func(mobula.Ray) (API, error) { return f, nil }}
 	l.run()
-	t.Cleanup(func() { l.end() })
+	tb.Cleanup(func() { l.end() })
 	r := settings()
 	for _, c := range change {
 		c(&r)
 	}
-	err := l.Configure(t.Context(), "f", mobula.Platform{Ray: &r}, false)
+	err := l.Configure(tb.Context(), "f", mobula.Platform{Ray: &r}, false)
 	if err != nil {
-		require.ErrorIs(t, err, adapters.ErrUnavailable)
+		require.ErrorIs(tb, err, adapters.ErrUnavailable)
 	}
 	return l
 }
@@ -182,8 +182,8 @@ func (s *failingStore) broken(f func(n int) (fail, kept bool)) {
 func TestConformance(t *testing.T) {
 	for _, mode := range []string{"actors", "jobs"} {
 		t.Run(mode, func(t *testing.T) {
-			conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
-				l := newLab(t, newFakeRay(), func(r *mobula.Ray) { r.Mode = mode })
+			conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+				l := newLab(tb, newFakeRay(), func(r *mobula.Ray) { r.Mode = mode })
 				impossible := sim("big")
 				impossible.Resources.GPUs = new(9)
 				return conformance.PlacerSubject{

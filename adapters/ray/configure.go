@@ -44,8 +44,9 @@ func (c *Cluster) Configure(ctx context.Context, fleet string, p mobula.Platform
 		}
 		return nil
 	}
-	elsewhere, err := "", error(nil)
+	var elsewhere string
 	if holds && before.Ray != nil {
+		var err error
 		if elsewhere, err = c.elsewhere(before.Ray, p.Ray); err != nil {
 			return err
 		}

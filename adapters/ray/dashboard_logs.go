@@ -56,7 +56,7 @@ func (d *Dashboard) Logs(ctx context.Context, actorID string, tail int, follow b
 		cancel()
 		return nil, d.noLog(what, resp, said)
 	}
-	return &dashboardLog{ctx: ctx, cancel: cancel, body: resp.Body, lines: bufio.NewReaderSize(resp.Body, dashboardMaxLine)}, nil
+	return newDashboardLog(ctx, cancel, resp.Body), nil
 }
 
 // noLog tells a log that is not there from a cluster that is away: Ray answers 500 to both.
@@ -77,12 +77,16 @@ func (d *Dashboard) noLog(what string, resp *http.Response, said []byte) error {
 type dashboardLog struct {
 	ctx    context.Context //nolint:containedctx // the stream's life
 	cancel context.CancelFunc
-	body   io.Closer
+	body   io.ReadCloser
 	lines  *bufio.Reader
 	rest   []byte // of a line, until the next read of lines
 	within bool   // a line that is longer than the buffer
 	drops  bool   // such a line that is Ray's
 	err    error
+}
+
+func newDashboardLog(ctx context.Context, cancel context.CancelFunc, body io.ReadCloser) *dashboardLog {
+	return &dashboardLog{ctx: ctx, cancel: cancel, body: body, lines: bufio.NewReaderSize(body, dashboardMaxLine)}
 }
 
 // Read gives whole lines as they come. It ends with ctx as at the log's end.

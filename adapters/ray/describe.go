@@ -199,10 +199,16 @@ func deathReason(death string) string {
 // jobReason says why a launcher job failed replica's order, by what the job has printed.
 func jobReason(j *Job, log, name string) string {
 	lines := strings.Split(strings.TrimSpace(log), "\n")
-	for _, line := range slices.Backward(lines) {
-		line = strings.TrimSpace(line)
-		if name != "" && (strings.HasPrefix(line, "failed "+name+":") || strings.HasPrefix(line, "name taken: "+name)) {
-			return strings.TrimSpace(strings.TrimPrefix(line, "failed "+name+":"))
+	for i, line := range slices.Backward(lines) {
+		if strings.HasPrefix(line, "name taken: "+name) {
+			return strings.TrimSpace(line)
+		}
+		if said, ok := strings.CutPrefix(line, "failed "+name+":"); ok { // the engine's last lines follow
+			rest := lines[i+1:]
+			if end := slices.IndexFunc(rest, launcherLine); end >= 0 {
+				rest = rest[:end]
+			}
+			return engineReason(said + "\n" + strings.Join(rest, "\n"))
 		}
 	}
 	last := engine.FailureReason(lines)
@@ -216,6 +222,12 @@ func jobReason(j *Job, log, name string) string {
 		return "the launcher job's runtime environment could not be made: " + endOf(j.Message)
 	}
 	return strings.TrimSuffix(fmt.Sprintf("the launcher job %s ended as %s: %s", j.ID, j.Status, cmp.Or(last, endOf(j.Message))), ": ")
+}
+
+// launcherLine tells whether a line is the launcher's own.
+func launcherLine(line string) bool {
+	verb, _, _ := strings.Cut(line, " ")
+	return slices.Contains([]string{"started", "stopped", "there", "failed", "name"}, verb)
 }
 
 func endOf(s string) string {

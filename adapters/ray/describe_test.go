@@ -118,6 +118,10 @@ func TestReasons(t *testing.T) {
 			jobReason(job("exit code 1"), "started mobula/o/a\nfailed mobula/o/b: the node has no label selectors\n", "mobula/o/b"),
 			"the node has no label selectors",
 		},
+		"the engine's last lines": {
+			jobReason(job("exit code 1"), "failed mobula/o/b: exited with code 1\nINFO x\nValueError: bad\nstarted mobula/o/c\n", "mobula/o/b"),
+			"exited with code 1: ValueError: bad",
+		},
 		"name taken": {
 			jobReason(job("exit code 1"), "name taken: mobula/o/b\n", "mobula/o/b"), "name taken: mobula/o/b",
 		},

@@ -16,48 +16,48 @@ import (
 )
 
 // endpointsOf gives what a look at the fake finds.
-func (f *fakeRay) endpointsOf(t testing.TB) []mobula.Endpoint {
-	t.Helper()
+func (f *fakeRay) endpointsOf(tb testing.TB) []mobula.Endpoint {
+	tb.Helper()
 	s, err := f.State(context.Background(), "mobula")
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return published(s, "f", "")
 }
 
 func TestDiscoveryConformance(t *testing.T) {
 	t.Run("without a control plane", func(t *testing.T) {
-		conformance.Discoverer(t, func(t testing.TB) conformance.Subject {
-			l := newLab(t, newFakeRay())
+		conformance.Discoverer(t, func(tb testing.TB) conformance.Subject {
+			l := newLab(tb, newFakeRay())
 			l.apply(deployment(sim("m"), "r", 2))
 			l.all(2, mobula.StateReady)
 			l.end()
 			d, err := NewDiscovery("f", settings(), DiscoveryOptions{Dial: l.opts.Dial})
-			require.NoError(t, err)
+			require.NoError(tb, err)
 			port := 100
-			return conformance.Subject{Discoverer: d, Want: l.ray.endpointsOf(t), Change: func(t testing.TB) []mobula.Endpoint {
+			return conformance.Subject{Discoverer: d, Want: l.ray.endpointsOf(tb), Change: func(tb testing.TB) []mobula.Endpoint {
 				port++
 				l.ray.set(func() {
 					a := l.ray.actors[0]
 					a.PID = port
 					a.Repr = fmt.Sprintf(`mobula {"v":1,"url":"http://10.77.0.1:%d","fleet":"f","model":"m","revision":"r","replica":%q,"pid":%d}`, port, replicaOf(a.Name), port)
 				})
-				return l.ray.endpointsOf(t)
+				return l.ray.endpointsOf(tb)
 			}}
 		})
 	})
 	t.Run("of a cluster", func(t *testing.T) {
-		conformance.Discoverer(t, func(t testing.TB) conformance.Subject {
-			l := newLab(t, newFakeRay())
+		conformance.Discoverer(t, func(tb testing.TB) conformance.Subject {
+			l := newLab(tb, newFakeRay())
 			l.apply(deployment(sim("m"), "r", 2))
 			id := l.all(2, mobula.StateReady)[0].ID
-			want := l.ray.endpointsOf(t)
+			want := l.ray.endpointsOf(tb)
 			i := 0
-			return conformance.Subject{Discoverer: l.Discoverer(), Want: want, Change: func(t testing.TB) []mobula.Endpoint {
+			return conformance.Subject{Discoverer: l.Discoverer(), Want: want, Change: func(tb testing.TB) []mobula.Endpoint {
 				d := deployment(sim("m"), "r", 2)
 				if i++; i%2 == 1 {
 					d.Drain = []string{id}
 				}
 				l.apply(d)
-				now := l.ray.endpointsOf(t)
+				now := l.ray.endpointsOf(tb)
 				for n := range now {
 					now[n].Draining = i%2 == 1 && now[n].ID == id
 				}

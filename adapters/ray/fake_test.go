@@ -51,9 +51,8 @@ type fakeActor struct {
 
 type fakeGroup struct {
 	Group
-	need   need
-	actors int
-	job    string
+	need need
+	job  string
 }
 
 type fakeJob struct {

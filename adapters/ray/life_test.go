@@ -417,7 +417,7 @@ func TestJobsTellWhatTheyDo(t *testing.T) {
 	require.Equal(t, "start "+strings.Join(all, ", "), job.Metadata[metaWhat])
 	require.Equal(t, "abcdefghij", job.Metadata[metaControl])
 	s := job.order.Start[0]
-	require.Equal(t, `{"env_vars":{"B":"2"},"pip":["vllm"]}`, string(s.RuntimeEnv))
+	require.JSONEq(t, `{"env_vars":{"B":"2"},"pip":["vllm"]}`, string(s.RuntimeEnv))
 	s.RuntimeEnv = nil
 	common := []string{"vllm", "serve", "org/m", "--host", "{host}", "--port", "{port}", "--served-model-name", "org/m", "--enable-prompt-tokens-details", "--nnodes", "2", "--node-rank"}
 	master := []string{"--master-addr", "{master}", "--master-port", "{masterPort}"}

@@ -77,7 +77,7 @@ func (m *machine) check() {
 
 func (m *machine) may(err error) bool {
 	if err != nil {
-		require.True(m.t, errors.Is(err, adapters.ErrUnavailable), err)
+		require.ErrorIs(m.t, err, adapters.ErrUnavailable)
 	}
 	return err == nil
 }

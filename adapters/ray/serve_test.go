@@ -1,12 +1,14 @@
 package ray
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -128,32 +130,32 @@ func identity(a *ServeApp) string {
 // keeper is a serving with its twin and its store.
 type keeper struct {
 	*serving
-	t     testing.TB
+	tb    testing.TB
 	twin  *serveTwin
 	store state.Store
 	logs  *strings.Builder
 }
 
-func newKeeper(t testing.TB, twin *serveTwin) *keeper {
-	t.Helper()
-	k := &keeper{t: t, twin: twin, store: state.NewInMemory(), logs: &strings.Builder{}}
+func newKeeper(tb testing.TB, twin *serveTwin) *keeper {
+	tb.Helper()
+	k := &keeper{tb: tb, twin: twin, store: state.NewInMemory(), logs: &strings.Builder{}}
 	k.restart()
 	return k
 }
 
 // restart is a new control plane on the same store.
 func (k *keeper) restart() {
-	k.t.Helper()
+	k.tb.Helper()
 	var err error
 	k.serving, err = newServe(k.store, "lab", slog.New(slog.NewTextHandler(k.logs, nil)))
-	require.NoError(k.t, err)
+	require.NoError(k.tb, err)
 }
 
 // look is a round that must be able to ask. It gives URLs of the endpoints, and the problems.
 func (k *keeper) look(want ...mobula.RayServe) (urls, problems []string) {
-	k.t.Helper()
-	endpoints, problems, err := k.round(k.t.Context(), k.twin, want)
-	require.NoError(k.t, err)
+	k.tb.Helper()
+	endpoints, problems, err := k.round(k.tb.Context(), k.twin, want)
+	require.NoError(k.tb, err)
 	for _, e := range endpoints {
 		urls = append(urls, e.URL)
 	}
@@ -218,6 +220,30 @@ func TestWhatAnApplicationServesAt(t *testing.T) {
 			require.Equal(t, c.problem == "", problem == "", problem)
 		})
 	}
+}
+
+func TestWhatRealRaySaysIsUnderstood(t *testing.T) {
+	golden, err := os.ReadFile("testdata/dashboard/serve_get_running.json")
+	require.NoError(t, err)
+	at, err := decodeServe(golden[bytes.IndexByte(golden, '{'):])
+	require.NoError(t, err)
+	_, problem := serveEndpoints(at, "vs-demo", nil)
+	require.Equal(t, `its route_prefix is "/demo", and requests come for /v1/…: give it the route_prefix "/"`, problem)
+	p := planServe(at, []mobula.RayServe{ours("llm", 1)}, nil)
+	require.Empty(t, p.problems)
+	var put struct {
+		HTTP map[string]any    `json:"http_options"`
+		Apps []json.RawMessage `json:"applications"`
+	}
+	require.NoError(t, json.Unmarshal(p.config, &put))
+	require.InDelta(t, 18000.0, put.HTTP["port"], 0)
+	require.Len(t, put.Apps, 2)
+	require.JSONEq(t, string(at.Apps[0].Config), string(put.Apps[1]), "it stays as it is")
+	at.Apps[0].RoutePrefix = "/"
+	all, problem := serveEndpoints(at, "vs-demo", nil)
+	require.Empty(t, problem)
+	require.Len(t, all, 1)
+	require.Equal(t, "http://10.77.0.1:18000", all[0].URL)
 }
 
 func TestEndpointsStayWhileRayCanNotBeAsked(t *testing.T) {
@@ -493,5 +519,33 @@ func TestOthersStay(t *testing.T) {
 		}
 		k.look()
 		require.Len(r, twin.apps, len(foreign))
+	})
+}
+
+func FuzzServeRecords(f *testing.F) {
+	f.Add(`{"llm":{"config":{"name":"llm","import_path":"ours:build"},"done":true,"shown":{"name":"llm"}}}`, `{"name":"llm"}`)
+	f.Add(`{"llm":{}}`, `null`)
+	f.Add(`null`, `{"route_prefix":null,"name":7}`)
+	f.Add(`[1]`, ``)
+	f.Fuzz(func(t *testing.T, stored, shown string) {
+		store := state.NewInMemory()
+		require.NoError(t, store.Write(state.Change{Bucket: bucketServe, Key: "lab", Value: []byte(stored)}))
+		s, err := newServe(store, "lab", nil)
+		if err != nil {
+			return
+		}
+		at := &ServeState{Running: true, Apps: []ServeApp{
+			{Name: "llm", Status: "RUNNING", RoutePrefix: "/", Source: "declarative", Config: json.RawMessage(shown)},
+			imperative("run", "/run"),
+		}}
+		p := planServe(at, []mobula.RayServe{ours("llm", 1)}, s.ours)
+		if p.config == nil {
+			return
+		}
+		var put struct {
+			Apps []struct{ Name string } `json:"applications"`
+		}
+		require.NoError(t, json.Unmarshal(p.config, &put))
+		require.NotContains(t, put.Apps, struct{ Name string }{"run"})
 	})
 }

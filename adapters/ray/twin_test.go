@@ -48,15 +48,15 @@ func section(twin *raytest.Cluster, mode string) *mobula.Ray {
 	return &mobula.Ray{Address: twin.URL(), Namespace: "mobula", Mode: mode, Poll: mobula.Duration(10 * time.Millisecond)}
 }
 
-func newPlacer(t testing.TB, twin *raytest.Cluster, mode string) *placer {
-	t.Helper()
-	p := &placer{t: t, store: state.NewInMemory()}
+func newPlacer(tb testing.TB, twin *raytest.Cluster, mode string) *placer {
+	tb.Helper()
+	p := &placer{t: tb, store: state.NewInMemory()}
 	p.start()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		p.end()
-		require.NoError(t, p.Configure(context.Background(), "nobody", mobula.Platform{}, false))
+		require.NoError(tb, p.Configure(context.Background(), "nobody", mobula.Platform{}, false))
 	})
-	require.NoError(t, p.Configure(t.Context(), "conformance", mobula.Platform{Ray: section(twin, mode)}, false))
+	require.NoError(tb, p.Configure(tb.Context(), "conformance", mobula.Platform{Ray: section(twin, mode)}, false))
 	return p
 }
 
@@ -69,9 +69,9 @@ func simulated(name string) mobula.Model {
 func TestConformanceOverHTTP(t *testing.T) {
 	for _, mode := range []string{"actors", "jobs"} {
 		t.Run(mode, func(t *testing.T) {
-			conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
-				twin := raytest.New(t, raytest.Options{})
-				p := newPlacer(t, twin, mode)
+			conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+				twin := raytest.New(tb, raytest.Options{})
+				p := newPlacer(tb, twin, mode)
 				impossible := simulated("big")
 				impossible.Resources.GPUs = new(9)
 				return conformance.PlacerSubject{
