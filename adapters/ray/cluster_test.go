@@ -183,6 +183,7 @@ func TestConformance(t *testing.T) {
 	for _, mode := range []string{"actors", "jobs"} {
 		t.Run(mode, func(t *testing.T) {
 			conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+				tb.Helper()
 				l := newLab(tb, newFakeRay(), func(r *mobula.Ray) { r.Mode = mode })
 				impossible := sim("big")
 				impossible.Resources.GPUs = new(9)

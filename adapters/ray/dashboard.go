@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,7 +54,7 @@ type DashboardOptions struct {
 	TLS *tls.Config
 	// Timeout of a call with its retries, 0 for 10s. A log that is followed has none.
 	Timeout time.Duration
-	// Logger is slog.DiscardHandler's by default.
+	// Logger tells what is asked again, at level debug. Default: slog.DiscardHandler's.
 	Logger *slog.Logger
 }
 
@@ -177,6 +178,11 @@ func (d *Dashboard) read(ctx context.Context, c dashboardCall, take func(*http.R
 	retrier := &retryablehttp.Client{
 		HTTPClient: d.http, RetryWaitMin: dashboardPause, RetryWaitMax: dashboardLongPause, RetryMax: dashboardRetries,
 		CheckRetry: checkRetry, Backoff: retryablehttp.DefaultBackoff, ErrorHandler: retryablehttp.PassthroughErrorHandler,
+		RequestLogHook: func(_ retryablehttp.Logger, _ *http.Request, again int) {
+			if again > 0 {
+				d.log.DebugContext(ctx, "asking the Ray cluster again", "address", d.base, "what", c.what, "try", again+1)
+			}
+		},
 	}
 	resp, err := retrier.Do(req)
 	if err != nil {
@@ -258,8 +264,10 @@ func untrusted(err error) bool {
 // notHTTP tells of something else than what the scheme says, such as Ray's GCS port.
 func notHTTP(err error) bool {
 	var record tls.RecordHeaderError
-	return errors.As(err, &record) || strings.Contains(err.Error(), "malformed HTTP") ||
-		strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
+	return errors.As(err, &record) || slices.ContainsFunc([]string{
+		"malformed HTTP", "server gave HTTP response to HTTPS client",
+		"readLoopPeekFailLocked: %!w(<nil>)", // it speaks first
+	}, func(mark string) bool { return strings.Contains(err.Error(), mark) })
 }
 
 var errOverlong = errors.New("the answer is too long")

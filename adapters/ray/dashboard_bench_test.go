@@ -80,8 +80,8 @@ func BenchmarkDashboardDecode(b *testing.B) {
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {
-		list, _, err := openList(body)
-		if err != nil || len(decodeActors(list, "mobula")) != 1000 {
+		rows, _, err := openList(body)
+		if err != nil || len(decodeActors(rows, "mobula")) != 1000 {
 			b.Fatal(err)
 		}
 	}

@@ -43,22 +43,22 @@ func seed(f *testing.F) {
 func FuzzDashboardState(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
-		list, size, err := openList(body)
+		rows, size, err := openList(body)
 		if err != nil {
 			require.True(t, isUnavailable(err))
 			return
 		}
-		for _, a := range decodeActors(list, "mobula") {
+		for _, a := range decodeActors(rows, "mobula") {
 			require.NotEmpty(t, a.ID)
 			require.LessOrEqual(t, len(a.Death), dashboardMaxDeath)
 			require.NotContains(t, a.Death, "\n"+raycluster.FailureMark)
 		}
-		for _, g := range decodeGroups(list) {
+		for _, g := range decodeGroups(rows) {
 			_, _, _, ok := raycluster.ParseName(g.Name)
 			require.True(t, ok)
 			require.NotEqual(t, "REMOVED", g.State)
 		}
-		require.LessOrEqual(t, int64(len(decodeNodes(list))), size.given)
+		require.LessOrEqual(t, int64(len(decodeNodes(rows))), size.given)
 		require.Equal(t, size.whole(), size.partial("things") == "")
 	})
 }

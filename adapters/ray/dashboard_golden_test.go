@@ -23,10 +23,10 @@ type golden struct {
 	body         string
 }
 
-func readGolden(t testing.TB, name string) golden {
-	t.Helper()
+func readGolden(tb testing.TB, name string) golden {
+	tb.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "dashboard", name))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	g := golden{code: http.StatusOK}
 	rest := string(text)
 	for strings.HasPrefix(rest, "# ") {
@@ -34,7 +34,7 @@ func readGolden(t testing.TB, name string) golden {
 		rest = more
 		if code, ok := strings.CutPrefix(line, "# -> HTTP "); ok {
 			g.code, err = strconv.Atoi(code)
-			require.NoError(t, err)
+			require.NoError(tb, err)
 			break
 		}
 		if f := strings.Fields(line); len(f) == 3 && g.path == "" {
@@ -47,14 +47,14 @@ func readGolden(t testing.TB, name string) golden {
 }
 
 // replay serves golden answers by method and path, and counts the requests of each.
-func replay(t testing.TB, names ...string) (*Dashboard, map[string]int) {
-	t.Helper()
+func replay(tb testing.TB, names ...string) (*Dashboard, map[string]int) {
+	tb.Helper()
 	answers, asked := map[string]golden{}, map[string]int{}
 	for _, name := range names {
-		g := readGolden(t, name)
+		g := readGolden(tb, name)
 		answers[g.method+" "+g.path] = g
 	}
-	return dashboardTo(t, func(w http.ResponseWriter, r *http.Request) {
+	return dashboardTo(tb, func(w http.ResponseWriter, r *http.Request) {
 		key := r.Method + " " + r.URL.Path
 		asked[key]++
 		g, ok := answers[key]
@@ -68,13 +68,13 @@ func replay(t testing.TB, names ...string) (*Dashboard, map[string]int) {
 }
 
 // dashboardTo is a client of a server that answers so.
-func dashboardTo(t testing.TB, answer http.HandlerFunc) *Dashboard {
-	t.Helper()
+func dashboardTo(tb testing.TB, answer http.HandlerFunc) *Dashboard {
+	tb.Helper()
 	server := httptest.NewServer(answer)
-	t.Cleanup(server.Close)
+	tb.Cleanup(server.Close)
 	d, err := NewDashboard(DashboardOptions{Address: server.URL})
-	require.NoError(t, err)
-	t.Cleanup(d.Close)
+	require.NoError(tb, err)
+	tb.Cleanup(d.Close)
 	return d
 }
 

@@ -22,8 +22,12 @@ const dashboardMaxJobLog = 64 << 10
 // Upload stores a package unless it is there.
 func (d *Dashboard) Upload(ctx context.Context, name string, content []byte) error {
 	path := "/api/packages/gcs/" + url.PathEscape(name)
-	_, err := d.get(ctx, "look for package "+name, path, nil, dashboardMaxAnswer)
-	if err == nil || !errors.Is(err, errNoRoute) {
+	what := "look for package " + name
+	said, err := d.get(ctx, what, path, nil, dashboardMaxAnswer)
+	switch {
+	case err == nil && len(said) > 0: // Ray says nothing
+		return d.failed(what, fmt.Errorf("%w: %s", errGarbled, dashboardText(said)))
+	case err == nil || !errors.Is(err, errNoRoute):
 		return err
 	}
 	_, err = d.do(ctx, dashboardCall{
@@ -43,11 +47,15 @@ func (d *Dashboard) Submit(ctx context.Context, j Submission) error {
 	if err != nil {
 		return fmt.Errorf("submit job %s: %w", j.ID, err)
 	}
-	_, err = d.do(ctx, dashboardCall{
-		what: "submit job " + j.ID, method: http.MethodPost, path: "/api/jobs/", body: body, kind: "application/json", most: dashboardMaxAnswer,
+	what := "submit job " + j.ID
+	said, err := d.do(ctx, dashboardCall{
+		what: what, method: http.MethodPost, path: "/api/jobs/", body: body, kind: "application/json", most: dashboardMaxAnswer,
 	})
 	if err != nil && strings.Contains(err.Error(), "submission_id "+j.ID+" already exists") {
 		return nil
+	}
+	if err == nil && (!gjson.ValidBytes(said) || gjson.GetBytes(said, "submission_id").Str != j.ID) {
+		return d.failed(what, fmt.Errorf("%w: %s", errGarbled, dashboardText(said)))
 	}
 	return err
 }

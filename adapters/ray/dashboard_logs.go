@@ -75,7 +75,7 @@ func (d *Dashboard) noLog(what string, resp *http.Response, said []byte) error {
 
 // dashboardLog gives a log's lines without those of Ray's.
 type dashboardLog struct {
-	ctx    context.Context //nolint:containedctx // the stream's life
+	ctx    context.Context // the stream's life
 	cancel context.CancelFunc
 	body   io.ReadCloser
 	lines  *bufio.Reader

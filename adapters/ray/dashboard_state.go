@@ -70,14 +70,14 @@ func (d *Dashboard) State(ctx context.Context, namespace string) (*State, error)
 	s.Actors = slices.Clone(actors)
 	missing := []string{partial}
 
-	size, err := d.list(ctx, &d.lists[1], "placement_groups", nil, func(list gjson.Result) any { return decodeGroups(list) }, func(v any) { s.Groups, _ = v.([]Group) })
+	size, err := d.list(ctx, &d.lists[1], "placement_groups", nil, func(rows []gjson.Result) any { return decodeGroups(rows) }, func(v any) { s.Groups, _ = v.([]Group) })
 	if err != nil {
 		return nil, err
 	}
 	s.Groups = slices.Clone(s.Groups)
 	missing = append(missing, size.partial("placement groups"))
 
-	size, err = d.list(ctx, &d.lists[2], "nodes", nil, func(list gjson.Result) any { return decodeNodes(list) }, func(v any) { s.Nodes, _ = v.([]Node) })
+	size, err = d.list(ctx, &d.lists[2], "nodes", nil, func(rows []gjson.Result) any { return decodeNodes(rows) }, func(v any) { s.Nodes, _ = v.([]Node) })
 	if err != nil {
 		return nil, err
 	}
@@ -94,10 +94,10 @@ func (d *Dashboard) actors(ctx context.Context, namespace string) (all []Actor, 
 	inPieces := d.pieces > 0
 	d.pieces = max(d.pieces-1, 0)
 	d.mu.Unlock()
-	decode := func(list gjson.Result) any { return decodeActors(list, namespace) }
+	decode := func(rows []gjson.Result) any { return decodeActors(rows, namespace) }
 	take := func(v any) {
 		more, _ := v.([]Actor)
-		all = append(all[:len(all):len(all)], more...)
+		all = append(slices.Clip(all), more...)
 	}
 	if !inPieces {
 		size, err := d.list(ctx, &d.lists[0], "actors", []string{"ray_namespace", "=", namespace, "state", "!=", "DEAD"}, decode, take)
@@ -109,7 +109,8 @@ func (d *Dashboard) actors(ctx context.Context, namespace string) (all []Actor, 
 		d.mu.Unlock()
 	}
 	all = nil
-	for _, state := range []string{"DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING", "ALIVE"} {
+	// In the order of a life, and those that restart again at the end: one that died in between is among them.
+	for _, state := range []string{"DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING", "ALIVE", "RESTARTING"} {
 		var once dashboardList
 		size, err := d.list(ctx, &once, "actors", []string{"ray_namespace", "=", namespace, "state", "=", state}, decode, take)
 		if err != nil {
@@ -141,7 +142,7 @@ func (d *Dashboard) Dead(ctx context.Context, namespace string) ([]Actor, error)
 	var dead []Actor
 	filters := []string{"ray_namespace", "=", namespace, "state", "=", "DEAD"}
 	_, err := d.listUpTo(ctx, &once, "actors", dashboardMaxDead, filters,
-		func(list gjson.Result) any { return decodeActors(list, namespace) }, func(v any) { dead, _ = v.([]Actor) })
+		func(rows []gjson.Result) any { return decodeActors(rows, namespace) }, func(v any) { dead, _ = v.([]Actor) })
 	slices.SortStableFunc(dead, func(a, b Actor) int { return cmp.Compare(jobNumber(b.JobID), jobNumber(a.JobID)) })
 	return dead, err
 }
@@ -156,12 +157,12 @@ func jobNumber(id string) uint32 {
 }
 
 // list reads one list of the state API, with filters as column, predicate, value, and gives what decode made of it, now or before.
-func (d *Dashboard) list(ctx context.Context, l *dashboardList, kind string, filters []string, decode func(gjson.Result) any, take func(any)) (dashboardSize, error) {
+func (d *Dashboard) list(ctx context.Context, l *dashboardList, kind string, filters []string, decode func([]gjson.Result) any, take func(any)) (dashboardSize, error) {
 	return d.listUpTo(ctx, l, kind, dashboardLimit, filters, decode, take)
 }
 
 func (d *Dashboard) listUpTo(
-	ctx context.Context, l *dashboardList, kind, limit string, filters []string, decode func(gjson.Result) any, take func(any),
+	ctx context.Context, l *dashboardList, kind, limit string, filters []string, decode func([]gjson.Result) any, take func(any),
 ) (dashboardSize, error) {
 	what := "list the " + strings.ReplaceAll(kind, "_", " ")
 	query := url.Values{"detail": {"1"}, "limit": {limit}, "timeout": {strconv.Itoa(max(1, int(d.timeout.Seconds())-1))}}
@@ -187,35 +188,42 @@ func (d *Dashboard) listUpTo(
 	hash := maphash.Bytes(d.seed, l.body)
 	if !l.known || l.hash != hash || l.query != asked {
 		l.known = false
-		list, size, err := openList(l.body)
+		rows, size, err := openList(l.body)
 		if err != nil {
 			return dashboardSize{}, d.failed(what, err)
 		}
-		l.decoded, l.size, l.hash, l.query, l.known = decode(list), size, hash, asked, true
+		l.decoded, l.size, l.hash, l.query, l.known = decode(rows), size, hash, asked, true
 	}
 	take(l.decoded)
 	return l.size, nil
 }
 
 // openList finds the rows in an answer of the state API.
-func openList(body []byte) (list gjson.Result, size dashboardSize, err error) {
+func openList(body []byte) (rows []gjson.Result, size dashboardSize, err error) {
+	garbled := func() error { return fmt.Errorf("%w: %s", errGarbled, dashboardText(body)) }
 	if !gjson.ValidBytes(body) {
-		return list, size, fmt.Errorf("%w: %s", errGarbled, dashboardText(body))
+		return nil, size, garbled()
 	}
-	whole := gjson.ParseBytes(body)
-	data := whole.Get("data.result")
-	if list = data.Get("result"); !list.IsArray() {
-		return list, size, fmt.Errorf("%w: %s", errGarbled, dashboardText(body))
-	}
-	size = dashboardSize{
-		total: data.Get("total").Int(), seen: data.Get("num_after_truncation").Int(), kept: data.Get("num_filtered").Int(),
-		warning: strings.Clone(data.Get("partial_failure_warning").Str),
-	}
-	list.ForEach(func(gjson.Result, gjson.Result) bool {
-		size.given++
-		return true
+	there := false
+	eachField(gjson.GetBytes(body, "data.result"), func(key, v gjson.Result) {
+		switch key.Str {
+		case "total":
+			size.total = v.Int()
+		case "num_after_truncation":
+			size.seen = v.Int()
+		case "num_filtered":
+			size.kept = v.Int()
+		case "partial_failure_warning":
+			size.warning = strings.Clone(v.Str)
+		case "result":
+			rows, there = v.Array(), v.IsArray()
+		}
 	})
-	return list, size, nil
+	if !there {
+		return nil, size, garbled()
+	}
+	size.given = int64(len(rows))
+	return rows, size, nil
 }
 
 // eachField calls do for each field of an object; what is no object has none.
@@ -228,20 +236,10 @@ func eachField(object gjson.Result, do func(key, v gjson.Result)) {
 	}
 }
 
-// eachRow calls do for each object of a list.
-func eachRow(list gjson.Result, do func(row gjson.Result)) {
-	list.ForEach(func(_, row gjson.Result) bool {
-		if row.IsObject() {
-			do(row)
-		}
-		return true
-	})
-}
-
 // decodeActors reads the rows of one namespace: Ray's own filter takes upper and lower case for the same.
-func decodeActors(list gjson.Result, namespace string) []Actor {
+func decodeActors(rows []gjson.Result, namespace string) []Actor {
 	var all []Actor
-	eachRow(list, func(row gjson.Result) {
+	for _, row := range rows {
 		var a Actor
 		ours := false
 		eachField(row, func(key, v gjson.Result) {
@@ -275,7 +273,7 @@ func decodeActors(list gjson.Result, namespace string) []Actor {
 		if ours && a.ID != "" {
 			all = append(all, a)
 		}
-	})
+	}
 	return all
 }
 
@@ -326,32 +324,31 @@ func keepEnds(text string, most int) string {
 }
 
 // decodeGroups reads the rows whose name says that they are ours and that are not removed: Ray lists those for ever.
-func decodeGroups(list gjson.Result) []Group {
+func decodeGroups(rows []gjson.Result) []Group {
 	var all []Group
-	eachRow(list, func(row gjson.Result) {
+	for _, row := range rows {
 		name, state := row.Get("name").Str, row.Get("state").Str
 		if _, _, _, ok := raycluster.ParseName(name); !ok || state == "REMOVED" {
-			return
+			continue
 		}
 		g := Group{
 			ID: strings.Clone(row.Get("placement_group_id").Str), Name: strings.Clone(name), State: strings.Clone(state),
 			Scheduling: strings.Clone(row.Get("stats.scheduling_state").Str),
 		}
-		if bundles := row.Get("bundles"); bundles.IsArray() {
-			eachRow(bundles, func(b gjson.Result) {
-				if g.Nodes = append(g.Nodes, nodeID(b.Get("node_id"))); len(g.Nodes) == 1 {
-					g.Bundle, g.Labels = numbers(b.Get("unit_resources")), texts(b.Get("label_selector"))
-				}
-			})
+		for i, b := range row.Get("bundles").Array() {
+			g.Nodes = append(g.Nodes, nodeID(b.Get("node_id")))
+			if i == 0 {
+				g.Bundle, g.Labels = numbers(b.Get("unit_resources")), texts(b.Get("label_selector"))
+			}
 		}
 		all = append(all, g)
-	})
+	}
 	return all
 }
 
-func decodeNodes(list gjson.Result) []Node {
+func decodeNodes(rows []gjson.Result) []Node {
 	var all []Node
-	eachRow(list, func(row gjson.Result) {
+	for _, row := range rows {
 		n := Node{
 			ID: nodeID(row.Get("node_id")), IP: strings.Clone(row.Get("node_ip").Str), Name: strings.Clone(row.Get("node_name").Str),
 			Head: row.Get("is_head_node").Bool(), Alive: row.Get("state").Str == "ALIVE",
@@ -360,7 +357,7 @@ func decodeNodes(list gjson.Result) []Node {
 		if n.ID != "" {
 			all = append(all, n)
 		}
-	})
+	}
 	return all
 }
 

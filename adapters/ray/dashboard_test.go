@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -85,29 +86,35 @@ func TestDashboardThatIsNotThere(t *testing.T) {
 	}
 }
 
-// TestDashboardAtTheWrongPort: what Ray's own tools call the address is GCS, which speaks no HTTP.
+// TestDashboardAtTheWrongPort: what Ray's own tools call the address is GCS, which speaks gRPC.
 func TestDashboardAtTheWrongPort(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Write([]byte("\x00\x00\x24\x04\x00\x00\x00\x00\x00 settings of HTTP/2 \r\n\r\n"))
-			_ = conn.Close()
-		}
-	}()
-	defer func() { _ = listener.Close(); <-done }()
-	d, err := NewDashboard(DashboardOptions{Address: "http://" + listener.Addr().String()})
-	require.NoError(t, err)
-	defer d.Close()
-	_, err = d.Version(t.Context())
-	require.ErrorIs(t, err, ErrNotRay)
-	require.ErrorContains(t, err, "port 8265")
+	for name, first := range map[string]bool{"it speaks first": true, "it answers": false} {
+		t.Run(name, func(t *testing.T) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for conn, err := listener.Accept(); err == nil; conn, err = listener.Accept() {
+					wg.Go(func() {
+						if !first {
+							_, _ = conn.Read(make([]byte, 1))
+						}
+						_, _ = io.WriteString(conn, "\x00\x00\x24\x04\x00\x00\x00\x00\x00 settings of HTTP/2 \r\n\r\n")
+						_, _ = io.Copy(io.Discard, conn)
+						_ = conn.Close()
+					})
+				}
+			})
+			defer wg.Wait()
+			defer listener.Close()
+			d, err := NewDashboard(DashboardOptions{Address: "http://" + listener.Addr().String()})
+			require.NoError(t, err)
+			defer d.Close()
+			_, err = d.Version(t.Context())
+			require.ErrorIs(t, err, ErrNotRay)
+			require.ErrorContains(t, err, "port 8265")
+		})
+	}
 }
 
 func TestDashboardThatHangs(t *testing.T) {
@@ -160,7 +167,7 @@ func TestDashboardTriesAgain(t *testing.T) {
 					http.Error(w, "no", tc.code)
 					return
 				}
-				_, _ = io.WriteString(w, "[]")
+				_, _ = io.WriteString(w, map[string]string{http.MethodGet: "[]", http.MethodPost: `{"submission_id": "a"}`}[r.Method])
 			})
 			err := tc.call(d)
 			require.Equal(t, tc.ok, err == nil, "%v", err)
@@ -240,7 +247,6 @@ func TestDashboardOptionsThatCannotBe(t *testing.T) {
 
 func TestDashboardTLS(t *testing.T) {
 	c := raytest.New(t, raytest.Options{TLS: true})
-	c.Server().Config.ErrorLog = nil
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Server().Certificate().Raw})
 	require.NoError(t, os.WriteFile(ca, block, 0o600))
@@ -270,6 +276,24 @@ func TestDashboardTLS(t *testing.T) {
 			require.ErrorContains(t, err, tc.says)
 			require.NotErrorIs(t, err, adapters.ErrUnavailable, "asking again does not help")
 		})
+	}
+}
+
+// TestDashboardBehindAPage: a proxy that shows a page for everything has done nothing of what it was asked.
+func TestDashboardBehindAPage(t *testing.T) {
+	d := dashboardTo(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>back soon") })
+	for name, call := range map[string]func() error{
+		"state":  func() error { _, err := d.State(t.Context(), "mobula"); return err },
+		"dead":   func() error { _, err := d.Dead(t.Context(), "mobula"); return err },
+		"jobs":   func() error { _, err := d.Jobs(t.Context(), ""); return err },
+		"log":    func() error { _, err := d.JobLogs(t.Context(), "a"); return err },
+		"submit": func() error { return d.Submit(t.Context(), Submission{ID: "a", Entrypoint: "true"}) },
+		"upload": func() error { return d.Upload(t.Context(), "_ray_pkg_00.zip", nil) },
+		"serve":  func() error { _, err := d.Serve(t.Context()); return err },
+	} {
+		err := call()
+		require.ErrorIs(t, err, adapters.ErrUnavailable, name)
+		require.ErrorContains(t, err, "an HTML page", name)
 	}
 }
 

@@ -27,10 +27,10 @@ type twin struct {
 func newTwin(t *testing.T, o raytest.Options) *twin {
 	t.Helper()
 	w := &twin{Cluster: raytest.New(t, o), t: t}
-	var err error
-	w.Dashboard, err = NewDashboard(DashboardOptions{Address: w.URL()})
+	d, err := NewDashboard(DashboardOptions{Address: w.URL()})
 	require.NoError(t, err)
-	t.Cleanup(w.Dashboard.Close)
+	t.Cleanup(d.Close)
+	w.Dashboard = d
 	pkg, content, err := raycluster.Package()
 	require.NoError(t, err)
 	require.NoError(t, w.Upload(t.Context(), pkg, content))

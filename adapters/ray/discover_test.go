@@ -26,6 +26,7 @@ func (f *fakeRay) endpointsOf(tb testing.TB) []mobula.Endpoint {
 func TestDiscoveryConformance(t *testing.T) {
 	t.Run("without a control plane", func(t *testing.T) {
 		conformance.Discoverer(t, func(tb testing.TB) conformance.Subject {
+			tb.Helper()
 			l := newLab(tb, newFakeRay())
 			l.apply(deployment(sim("m"), "r", 2))
 			l.all(2, mobula.StateReady)
@@ -34,6 +35,7 @@ func TestDiscoveryConformance(t *testing.T) {
 			require.NoError(tb, err)
 			port := 100
 			return conformance.Subject{Discoverer: d, Want: l.ray.endpointsOf(tb), Change: func(tb testing.TB) []mobula.Endpoint {
+				tb.Helper()
 				port++
 				l.ray.set(func() {
 					a := l.ray.actors[0]
@@ -46,12 +48,14 @@ func TestDiscoveryConformance(t *testing.T) {
 	})
 	t.Run("of a cluster", func(t *testing.T) {
 		conformance.Discoverer(t, func(tb testing.TB) conformance.Subject {
+			tb.Helper()
 			l := newLab(tb, newFakeRay())
 			l.apply(deployment(sim("m"), "r", 2))
 			id := l.all(2, mobula.StateReady)[0].ID
 			want := l.ray.endpointsOf(tb)
 			i := 0
 			return conformance.Subject{Discoverer: l.Discoverer(), Want: want, Change: func(tb testing.TB) []mobula.Endpoint {
+				tb.Helper()
 				d := deployment(sim("m"), "r", 2)
 				if i++; i%2 == 1 {
 					d.Drain = []string{id}

@@ -392,6 +392,10 @@ func TestSettingsOutliveARestart(t *testing.T) {
 
 func TestJobsTellWhatTheyDo(t *testing.T) {
 	f := newFakeRay()
+	for _, n := range f.nodes {
+		n.Labels["zone"] = "b"
+		maps.Copy(n.Resources, map[string]float64{"accelerator_type:H100": 1, "slot": 4})
+	}
 	l := newLab(t, f, func(r *mobula.Ray) {
 		r.Interpreter, r.Ports = "/venv/python", mobula.PortRange{Min: 30000, Max: 30100}
 		r.RuntimeEnv = map[string]any{"pip": []any{"vllm"}, "env_vars": map[string]any{"A": "1"}}
@@ -402,12 +406,6 @@ func TestJobsTellWhatTheyDo(t *testing.T) {
 	m.Engine.Args = []string{"-tp", "4", "-pp", "2"}
 	m.Ray.AcceleratorType, m.Ray.Resources = "H100", map[string]float64{"slot": 2}
 	m.Ray.RuntimeEnv = map[string]any{"env_vars": map[string]any{"B": "2"}}
-	for i := range f.nodes {
-		f.set(func() {
-			f.nodes[i].Labels["zone"] = "b"
-			maps.Copy(f.nodes[i].Resources, map[string]float64{"accelerator_type:H100": 1, "slot": 4})
-		})
-	}
 	l.await(func() bool { return l.Check(t.Context(), deployment(m, "r", 2)) == nil })
 	l.apply(deployment(m, "r", 2))
 	l.await(func() bool { f.mu.Lock(); defer f.mu.Unlock(); return len(f.jobs) == 1 })

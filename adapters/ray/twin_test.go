@@ -70,6 +70,7 @@ func TestConformanceOverHTTP(t *testing.T) {
 	for _, mode := range []string{"actors", "jobs"} {
 		t.Run(mode, func(t *testing.T) {
 			conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+				tb.Helper()
 				twin := raytest.New(tb, raytest.Options{})
 				p := newPlacer(tb, twin, mode)
 				impossible := simulated("big")

@@ -172,8 +172,6 @@ type rayThing struct {
 	PID       int    `json:"pid"`
 	Job       string `json:"submission_id"`
 	Status    string `json:"status"`
-	// Death is why an actor died.
-	Death json.RawMessage `json:"death_cause"`
 }
 
 // list gives what the state API has of a kind: actors, placement_groups, nodes. False when Ray can't be asked.
@@ -271,14 +269,9 @@ func (c *rayLab) await(what string, ok func() bool) {
 // describe tells what Ray has of ours, for messages of failed tests.
 func (c *rayLab) describe() string {
 	var b strings.Builder
-	for _, kind := range []string{"actors", "placement_groups"} {
-		all, ok := c.list(kind)
-		fmt.Fprintf(&b, "%s (known: %t):\n", kind, ok)
-		for _, a := range all {
-			if strings.HasPrefix(a.Name, "mobula/") {
-				fmt.Fprintf(&b, "%s %s %s pid %d: %s %.1500s\n", a.Name, a.State, a.NodeID, a.PID, a.Repr, a.Death)
-			}
-		}
+	fmt.Fprintf(&b, "left: %q\n", c.left())
+	for _, a := range c.must("actors") {
+		fmt.Fprintf(&b, "actor %s of %s, %s, node %s, pid %d: %s\n", a.Name, a.Namespace, a.State, a.NodeID, a.PID, a.Repr)
 	}
 	return b.String()
 }

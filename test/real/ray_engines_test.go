@@ -56,8 +56,7 @@ exec `+binary+` sim --host "$host" --port "$port" --model "$name" --itl 5ms
 		return now.State == mobula.StateReady && len(c.pids()) == 2 && !slices.ContainsFunc(c.pids(), func(pid int) bool { return slices.Contains(old, pid) })
 	})
 	f.AwaitServes("chat", before.ID)
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }
 
 // partElsewhere is the one engine process that is not on the node with that address.
@@ -82,8 +81,7 @@ func (s *raySuite) testVLLM(t *testing.T) {
 	f.AwaitReady(model, 1)
 	f.AwaitServes(model, f.Ready(model)[0].ID)
 	require.Contains(t, f.Run("logs", f.Ready(model)[0].ID), "Application startup complete")
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 	for _, n := range c.nodes {
 		require.Empty(t, n.processes(func(p *rayProcess) bool {
 			text := strings.Join(p.argv, " ")
@@ -104,6 +102,5 @@ func TestRayOlder(t *testing.T) {
 	f.AwaitRestarted(victim.ID)
 	load.More(20)
 	load.End()
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -168,16 +167,17 @@ func (f *rayFleet) AwaitRestarted(id string) {
 	})
 }
 
-// nothingLeft waits until Ray has no actor, placement group or job of ours, and no node a process.
+// Deleted deletes all, and waits until nothing is left on the cluster.
+func (f *rayFleet) Deleted() {
+	f.t.Helper()
+	f.Run("delete", "--all", "--yes")
+	f.Await("rid of all actors, placement groups, jobs and processes", func() bool { return len(f.c.left()) == 0 })
+}
+
+// nothingLeft waits until there is nothing of ours on the cluster.
 func (c *rayLab) nothingLeft(t *testing.T) {
 	t.Helper()
-	var left []string
-	for end := time.Now().Add(rayPatience); ; time.Sleep(200 * time.Millisecond) {
-		if left = c.left(); len(left) == 0 {
-			return
-		}
-		require.True(t, time.Now().Before(end), "left for %s: %q", rayPatience, left)
-	}
+	eventually(t, rayPatience, "no actor, placement group, job or process is left", func() bool { return len(c.left()) == 0 })
 }
 
 // left is what there is of ours: actors, placement groups, jobs, and on the nodes engines, actors, launchers and what

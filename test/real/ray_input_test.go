@@ -80,8 +80,7 @@ for namespace in "theirs", "mobula":
 				f.Apply(tt.file)
 				f.AwaitTold(tt.want...)
 				t.Log(f.Run("describe", "model", fleet.Model))
-				f.Run("delete", "--all", "--yes")
-				c.nothingLeft(t)
+				f.Deleted()
 			})
 		}
 	})
@@ -177,8 +176,7 @@ fi`)
 	f.AwaitReady(fleet.Model, 4)
 	require.DirExists(t, killed)
 	require.Len(t, f.c.pids(), 4)
-	f.Run("delete", "--all", "--yes")
-	f.c.nothingLeft(t)
+	f.Deleted()
 }
 
 // testTwoControlPlanes: a second control plane of the same owner is told, on both sides; no engine is lost.
@@ -201,6 +199,5 @@ func (f *rayInput) testTwoControlPlanes(t *testing.T) {
 	require.Equal(t, mobula.StateReady, f.Replicas()[0].State)
 	second.Stop("control")
 	f.AwaitReady(fleet.Model, 2)
-	f.Run("delete", "--all", "--yes")
-	f.c.nothingLeft(t)
+	f.Deleted()
 }

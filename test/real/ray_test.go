@@ -110,8 +110,7 @@ func (s *raySuite) testLife(t *testing.T) {
 		require.Contains(t, f.Run("events"), "no-such-flag")
 	})
 	load.End()
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }
 
 // testDeaths kills what can die. Streams that have begun break with their engine; plain requests move to another one.
@@ -191,8 +190,7 @@ func (s *raySuite) testDeaths(t *testing.T) {
 		worker.start()
 	})
 	load.End()
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }
 
 // testMemoryLost: a control plane that has lost its data folder finds its engines by its owner's name.
@@ -212,8 +210,7 @@ func (s *raySuite) testMemoryLost(t *testing.T) {
 	require.ElementsMatch(t, before, ids(f.Ready(fleet.Model)))
 	require.Equal(t, engines, c.pids(), "no engine was started again, none runs twice")
 	f.AwaitServes("chat", before[0])
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }
 
 // testJobs: where detached actors are not allowed, a replica is a job.
@@ -238,8 +235,7 @@ func (s *raySuite) testJobs(t *testing.T) {
 	f.Await("two engines have ended", func() bool { return len(c.pids()) == 1 })
 	load.More(20)
 	load.End()
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }
 
 // testClusterLost: engines serve on without the cluster's GCS, as long as Ray's own processes let them; on the
@@ -266,6 +262,5 @@ func (s *raySuite) testClusterLost(t *testing.T) {
 	f.AwaitReady(fleet.Model, 3)
 	f.AwaitServes("chat", f.Ready(fleet.Model)[0].ID)
 	require.Len(t, c.pids(), 3)
-	f.Run("delete", "--all", "--yes")
-	c.nothingLeft(t)
+	f.Deleted()
 }

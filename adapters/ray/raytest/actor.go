@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mobula-serve/mobula/raycluster"
@@ -119,14 +120,11 @@ func (a *actor) print(lines ...string) {
 }
 
 func devices(gpus float64) string {
-	var names string
-	for i := range int(gpus) {
-		if i > 0 {
-			names += ","
-		}
-		names += strconv.Itoa(i)
+	names := make([]string, int(gpus))
+	for i := range names {
+		names[i] = strconv.Itoa(i)
 	}
-	return names
+	return strings.Join(names, ",")
 }
 
 // died, gaveUp and killed are death causes as Ray lists them.

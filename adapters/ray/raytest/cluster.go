@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -74,7 +75,6 @@ type Cluster struct {
 	packages map[string]int // bytes by name
 	serve    serve
 	touched  []string
-	stops    []func() // of engines, to call when t ends
 }
 
 type node struct {
@@ -84,9 +84,9 @@ type node struct {
 	start, end int64 // ms
 }
 
-// New starts a cluster, which ends with t.
-func New(t testing.TB, o Options) *Cluster {
-	t.Helper()
+// New starts a cluster, which ends with tb.
+func New(tb testing.TB, o Options) *Cluster {
+	tb.Helper()
 	if o.Nodes == nil {
 		o.Nodes = []Node{{IP: "10.77.0.1", CPUs: 16, GPUs: 8}, {IP: "10.77.0.2", CPUs: 16, GPUs: 8}}
 	}
@@ -102,12 +102,13 @@ func New(t testing.TB, o Options) *Cluster {
 	c := &Cluster{opts: o, changed: make(chan struct{})}
 	c.begin()
 	c.server = httptest.NewUnstartedServer(c.handler())
+	c.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // of clients that fail as they are to
 	if o.TLS {
 		c.server.StartTLS()
 	} else {
 		c.server.Start()
 	}
-	t.Cleanup(c.close)
+	tb.Cleanup(c.close)
 	return c
 }
 

@@ -1,6 +1,7 @@
 package raytest
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -17,17 +18,13 @@ func (n *node) total() map[string]float64 {
 	if n.head {
 		all["node:__internal_head__"] = 1
 	}
-	for name, amount := range n.Resources {
-		all[name] = amount
-	}
+	maps.Copy(all, n.Resources)
 	return all
 }
 
 func (n *node) labels() map[string]string {
 	all := map[string]string{"ray.io/node-id": n.id}
-	for key, value := range n.Labels {
-		all[key] = value
-	}
+	maps.Copy(all, n.Labels)
 	return all
 }
 

@@ -3,6 +3,7 @@ package raytest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -51,9 +52,7 @@ func (s *serve) begin(options map[string]any, where string) {
 		"host": "0.0.0.0", "port": 8000.0, "root_path": "", "request_timeout_s": nil, "keep_alive_timeout_s": 90.0,
 		"ssl_keyfile": nil, "ssl_certfile": nil, "ssl_keyfile_password": nil, "ssl_ca_certs": nil,
 	}
-	for key, value := range options {
-		s.http[key] = value
-	}
+	maps.Copy(s.http, options)
 }
 
 // ServeApp adds a running application that nobody declared (serve run), or has one fail with a message.

@@ -28,7 +28,7 @@ func filters(r *http.Request) ([]filter, error) {
 	for i, key := range q["filter_keys"] {
 		f := filter{key: key, value: q["filter_values"][i], not: q["filter_predicates"][i] == "!="}
 		if !slices.Contains([]string{"actor_id", "state", "job_id", "name", "ray_namespace", "class_name", "node_id", "placement_group_id"}, key) {
-			return nil, fmt.Errorf("The given filter column %s is not supported.", key) //nolint:staticcheck // Ray's words
+			return nil, fmt.Errorf("the given filter column %s is not supported", key)
 		}
 		all = append(all, f)
 	}
@@ -42,7 +42,7 @@ func (c *Cluster) list(w http.ResponseWriter, r *http.Request, rows []row, sourc
 	limit := 100
 	if text := r.URL.Query().Get("limit"); err == nil && text != "" {
 		if limit, err = strconv.Atoi(text); err == nil && limit > 10_000 {
-			err = fmt.Errorf("Given limit %d exceeds the supported limit 10000.", limit) //nolint:staticcheck // Ray's words
+			err = fmt.Errorf("given limit %d exceeds the supported limit 10000", limit)
 		}
 	}
 	if err != nil {
