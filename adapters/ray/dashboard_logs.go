@@ -16,17 +16,19 @@ import (
 )
 
 const (
-	dashboardMaxLine  = 64 << 10
-	dashboardInterval = "0.5" // seconds between Ray's looks at a file that is followed
+	dashboardMaxLine = 64 << 10
+	// dashboardRaysLines is how many lines of Ray's own are expected among the last ones: one at the start of an actor and one when it is named.
+	dashboardRaysLines = 2
+	dashboardInterval  = "0.5" // seconds between Ray's looks at a file that is followed
 )
 
-// Logs reads what an actor has printed: the last tail lines, at least one, and with follow what comes until ctx ends.
+// Logs reads what an actor has printed: the last tail lines, at least one and at most two more, and with follow what comes until ctx ends.
 // Lines that Ray writes for itself are left out.
 func (d *Dashboard) Logs(ctx context.Context, actorID string, tail int, follow bool) (io.ReadCloser, error) {
 	what := "read the output of actor " + actorID
 	media := "file"
-	// Ray takes 0 lines for all of them.
-	query := url.Values{"actor_id": {actorID}, "lines": {strconv.Itoa(max(tail, 1))}, "suffix": {"out"}}
+	// Ray takes 0 lines for all of them, and counts its own.
+	query := url.Values{"actor_id": {actorID}, "lines": {strconv.Itoa(max(tail, 1) + dashboardRaysLines)}, "suffix": {"out"}}
 	if follow {
 		media = "stream"
 		query.Set("interval", dashboardInterval)

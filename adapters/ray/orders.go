@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,6 +49,7 @@ const (
 	defaultStart    = 30 * time.Minute
 	defaultStop     = 45 * time.Second
 	simCommand      = "mobula"
+	jobStopMargin   = 15 // seconds that a job may take to stop, beside its engine's own
 )
 
 var errTooLong = errors.New("engine.args and engine.env of the model are too long for an order to Ray")
@@ -135,7 +137,7 @@ func (w *writer) stops(ids []string) draft {
 		o.Stop = append(o.Stop, raycluster.Stop{Name: raycluster.ActorName(w.owner, id), Timeout: timeout.Seconds()})
 	}
 	text, _ := json.Marshal(o) // names and numbers only
-	d := w.draft(text, map[string]string{metaWhat: what("stop", ids)}, "")
+	d := w.draft(text, map[string]string{metaWhat: what("stop", ids)}, "", map[string]string{})
 	d.order.stop, d.order.limit = ids, orderLimit+longest
 	return d
 }
@@ -174,26 +176,31 @@ func (w *writer) starts(ids []string, impossible map[string]error) []draft {
 		single = ids[0]
 		meta[metaReplica] = single
 	}
-	d := w.draft(text, meta, single)
+	vars := map[string]string{}
+	if single != "" { // Ray kills a job 3 s after it was told to stop, and then its engine would end amid its requests
+		vars["RAY_JOB_STOP_WAIT_TIME_S"] = strconv.Itoa(int(o.Start[0].StopTimeout) + jobStopMargin)
+	}
+	d := w.draft(text, meta, single, vars)
 	d.order.start = ids
 	return []draft{d}
 }
 
-// draft completes a job.
-func (w *writer) draft(text []byte, meta map[string]string, single string) draft {
+// draft completes a job, with its metadata and its environment variables.
+func (w *writer) draft(text []byte, meta map[string]string, single string, vars map[string]string) draft {
 	id := jobPrefix(w.owner)
 	if single != "" {
 		id += "r-" + single + "-"
 	}
 	id += strings.ToLower(rand.Text()[:10])
 	meta[metaOwner], meta[metaControl] = w.owner, w.control
+	vars[raycluster.OrderVariable] = string(text)
 	return draft{
 		order: &order{job: id, single: single, at: w.now, limit: orderLimit},
 		submission: Submission{
 			ID: id, Entrypoint: raycluster.Entrypoint(w.ray.Interpreter), Metadata: meta,
 			RuntimeEnv: map[string]any{
 				"py_modules": []string{"gcs://" + w.pkg},
-				"env_vars":   map[string]string{raycluster.OrderVariable: string(text)},
+				"env_vars":   vars,
 			},
 		},
 	}

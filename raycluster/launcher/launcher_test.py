@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -463,6 +464,26 @@ class GuardTest(unittest.TestCase):
                 actor.wait()
                 actor.stdout.close()
                 until(lambda: not any(map(alive, pids)))
+
+    def test_an_engine_whose_actor_is_lost_is_not_asked_to_stop(self):
+        # It would answer what it has begun as if that were all.
+        with tempfile.TemporaryDirectory() as folder:
+            actor = subprocess.Popen(
+                [
+                    sys.executable, "-B", "-c",
+                    "import mobula_engine, os, time\n"
+                    "script = \"trap 'touch asked' TERM; echo $$; while :; do sleep 0.05; done\"\n"
+                    "mobula_engine.Engine(['/bin/sh', '-c', 'cd %s; ' + script], dict(os.environ), 30, 'lost-%%d' %% os.getpid(), print)\n"
+                    "time.sleep(1000)" % folder,
+                ],
+                cwd=HERE, stdout=subprocess.PIPE, text=True
+            )
+            pid = int(actor.stdout.readline())
+            actor.kill()
+            actor.wait()
+            actor.stdout.close()
+            until(lambda: not alive(pid))
+            self.assertEqual([], os.listdir(folder))
 
     def test_an_engine_ends_with_its_guard(self):
         engine = self.engine("echo $PPID; echo $$; while :; do sleep 0.05; done")

@@ -20,9 +20,9 @@ IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # by the guard: the ac
 
 
 def main(args):
-    """Takes three file descriptors, the seconds from SIGTERM to SIGKILL, a name that no two guards on a node have, and a command.
+    """Takes three file descriptors, the seconds that an engine has to stop, a name that no two guards on a node have, and a command.
 
-    From control comes, at the end, another number of seconds or nothing; to output goes what the engine prints; to report go
+    From control comes, at the end, the number of seconds from SIGTERM to SIGKILL, or nothing for SIGKILL at once; to output goes what the engine prints; to report go
     JSON objects, one a line: {"pid": …} of the engine, then {"status": …} as wait gives it, or {"error": …}.
     """
     if os.fork():
@@ -100,8 +100,9 @@ class Guard:
                 os.read(self.wake, 4096)
             if self.control in ready:
                 said = os.read(self.control, 64)
-                kill_at = time.monotonic() + (float(said) if said else self.grace)
-                signal_group(self.engine, signal.SIGTERM)
+                kill_at = time.monotonic() + (float(said) if said else 0)
+                if said:  # else the actor has gone: an orderly stop would end requests half-way, with answers that look whole
+                    signal_group(self.engine, signal.SIGTERM)
             self.pump.turn()
             self.reap()
 
