@@ -87,27 +87,22 @@ func (c *Cluster) tellRay(l *link, drafts []draft, end, forget []string) (deeds 
 		c.log.Info("tell Ray", "job", d.order.job, "what", d.submission.Metadata[metaWhat])
 		deeds = append(deeds, deed{link: l, submit: &d.submission})
 	}
-	now := c.now()
 	for _, job := range end {
-		if c.due(job, now) {
-			deeds = append(deeds, deed{link: l, stop: job})
-		}
+		deeds = c.again(deeds, deed{link: l, stop: job})
 	}
 	for _, job := range forget {
-		if c.due(job, now) {
-			deeds = append(deeds, deed{link: l, forget: job})
-		}
+		deeds = c.again(deeds, deed{link: l, forget: job})
 	}
 	return deeds
 }
 
-// due tells whether a job may be stopped or deleted, again.
-func (c *Cluster) due(job string, now time.Time) bool {
-	if at, asked := c.view.asked[job]; asked && now.Sub(at) < jobRepeat {
-		return false
+// again adds a deed unless Ray was told a short while ago.
+func (c *Cluster) again(deeds []deed, d deed) []deed {
+	if at, asked := c.view.asked[d]; asked && c.now().Sub(at) < jobRepeat {
+		return deeds
 	}
-	c.view.asked[job] = now
-	return true
+	c.view.asked[d] = c.now()
+	return append(deeds, d)
 }
 
 // wait is the time to the next look: half of a poll while something moves.

@@ -28,10 +28,10 @@ type view struct {
 
 	jobs   []Job // of our owner, as listed last
 	listed time.Time
-	logs   map[string]string // what failed jobs have printed
-	orders map[string]*order // by job
-	tries  map[string]*try   // by replica
-	asked  map[string]time.Time
+	logs   map[string]string  // what failed jobs have printed
+	orders map[string]*order  // by job
+	tries  map[string]*try    // by replica
+	asked  map[deed]time.Time // jobs to stop and to delete, by when Ray was told last
 
 	strangers map[string]bool // jobs of our owner that another control plane has begun
 	rival     string          // the control plane that uses our owner too
@@ -42,7 +42,7 @@ func newView(owner string) view {
 	return view{
 		owner: owner,
 		logs:  map[string]string{}, orders: map[string]*order{}, tries: map[string]*try{},
-		asked: map[string]time.Time{},
+		asked: map[deed]time.Time{},
 	}
 }
 
@@ -101,9 +101,9 @@ func (v *view) list(jobs []Job, control string, now time.Time) (rival bool) {
 			delete(v.logs, id)
 		}
 	}
-	for id := range v.asked {
-		if !known[id] {
-			delete(v.asked, id)
+	for d := range v.asked {
+		if !known[d.stop] && !known[d.forget] {
+			delete(v.asked, d)
 		}
 	}
 	return rival
