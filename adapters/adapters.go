@@ -79,6 +79,12 @@ type Configurer interface {
 	Configure(ctx context.Context, fleet string, p mobula.Platform, dry bool) error
 }
 
+// Teller is a Placer with problems to tell of that belong to no replica.
+type Teller interface {
+	// Problems gives those that there are now, a sentence each that says what to do.
+	Problems() []string
+}
+
 // Watcher is a Placer that tells when Status may have changed.
 type Watcher interface {
 	// Changed gives a channel that is closed at the next change; ask again after it.

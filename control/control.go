@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,7 @@ type Control struct {
 	events    events
 	routers   *routers
 	observed  observation
+	problems  []string                             // of the platform, as it told them last
 	asked     map[adapters.Key]adapters.Deployment // what the platform holds; nil when it has to be asked
 	askedAt   time.Time
 	backoff   map[string]backoff // models whose calls failed
@@ -98,6 +100,21 @@ type observation struct {
 	// stale is why it can't be asked, since when.
 	stale string
 	since time.Time
+}
+
+// hear notes what problems the platform has beside those of replicas. c.mu is held.
+func (c *Control) hear() {
+	teller, ok := c.o.Placer.(adapters.Teller)
+	if !ok {
+		return
+	}
+	now := teller.Problems()
+	for _, p := range now {
+		if !slices.Contains(c.problems, p) {
+			c.notef("fleet", "PlatformProblem", true, "%s", p)
+		}
+	}
+	c.problems = now
 }
 
 // backoff is a pause after a failure, which doubles with each in a row.

@@ -77,6 +77,7 @@ func (c *Control) observe(ctx context.Context) bool {
 	if !reflect.DeepEqual(before.replicas, after.replicas) || !sameHosts(before.hosts, after.hosts) || before.stale != "" {
 		c.viewDirty = true
 	}
+	c.hear()
 	c.learnStart(&before, after)
 	c.engines.prune(after.replicas)
 	c.observed = *after

@@ -276,6 +276,13 @@ func sameEndpoint(a, b mobula.Endpoint) bool {
 		slices.Equal(a.Models, b.Models) && maps.Equal(a.Labels, b.Labels)
 }
 
+// Problems are those of Ray Serve.
+func (c *Cluster) Problems() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.view.trouble)
+}
+
 // Discoverer gives the endpoints of the replicas and of Ray Serve. It works while Run does; it sends nothing before the
 // cluster was looked at once, with or without success.
 func (c *Cluster) Discoverer() adapters.Discoverer { return discoverer{c} }
@@ -306,5 +313,6 @@ var (
 	_ adapters.Watcher    = (*Cluster)(nil)
 	_ adapters.Checker    = (*Cluster)(nil)
 	_ adapters.Hosts      = (*Cluster)(nil)
+	_ adapters.Teller     = (*Cluster)(nil)
 	_ adapters.Discoverer = discoverer{}
 )

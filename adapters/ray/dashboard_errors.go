@@ -89,11 +89,11 @@ func dashboardText(body []byte) string {
 	return "nothing"
 }
 
-// lastLine gives the last line that says something; Ray ends some texts with a line of one dot.
+// lastLine gives the last line that says something; Ray ends some texts with a line of one dot, pydantic with a link.
 func lastLine(text string) string {
 	for text != "" {
 		i := strings.LastIndexByte(text, '\n')
-		if line := strings.TrimSpace(text[i+1:]); line != "" && line != "." {
+		if line := strings.TrimSpace(text[i+1:]); line != "" && line != "." && !strings.HasPrefix(line, "For further information visit") {
 			return line
 		}
 		text = text[:max(i, 0)]

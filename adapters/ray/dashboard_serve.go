@@ -43,6 +43,8 @@ type serveDetails struct {
 	Controller map[string]json.RawMessage `json:"controller_info"`
 	Location   json.RawMessage            `json:"proxy_location"`
 	HTTP       json.RawMessage            `json:"http_options"`
+	GRPC       json.RawMessage            `json:"grpc_options"`
+	Capacity   json.RawMessage            `json:"target_capacity"`
 	Proxies    map[string]struct {
 		NodeID string `json:"node_id"`
 		NodeIP string `json:"node_ip"`
@@ -99,11 +101,12 @@ func decodeServe(body []byte) (*ServeState, error) {
 		s.Apps = append(s.Apps, app)
 	}
 	config := map[string]any{"applications": declared}
-	if len(v.Location) > 0 {
-		config["proxy_location"] = v.Location
-	}
-	if len(v.HTTP) > 0 {
-		config["http_options"] = v.HTTP
+	for name, value := range map[string]json.RawMessage{
+		"proxy_location": v.Location, "http_options": v.HTTP, "grpc_options": v.GRPC, "target_capacity": v.Capacity,
+	} {
+		if len(value) > 0 {
+			config[name] = value
+		}
 	}
 	var err error
 	s.Config, err = json.Marshal(config)

@@ -32,7 +32,8 @@ type findings struct {
 	asked   bool // dead was
 	serve   []mobula.Endpoint
 	served  bool
-	err     error // nothing else counts, then
+	trouble []string // with Ray Serve
+	err     error    // nothing else counts, then
 	jobsErr error
 }
 
@@ -153,8 +154,8 @@ func gather(ctx context.Context, l *link, n needs, unread func([]Job) []string) 
 		f.dead, f.asked = dead, err == nil
 	}
 	if n.serve {
-		serve, _, err := l.serving.round(ctx, l.api, l.ray.Serve)
-		f.serve, f.served = serve, err == nil
+		serve, trouble, err := l.serving.round(ctx, l.api, l.ray.Serve)
+		f.serve, f.trouble, f.served = serve, trouble, err == nil
 	}
 	return f
 }
@@ -272,6 +273,9 @@ func (c *Cluster) found(f *findings) (same bool) {
 	}
 	if f.served {
 		v.serve = f.serve
+		if !slices.Equal(v.trouble, f.trouble) {
+			v.trouble, c.news = f.trouble, true
+		}
 	}
 	return same
 }

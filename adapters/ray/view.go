@@ -25,6 +25,7 @@ type view struct {
 	nodes    map[string]*Node  // by ID, those of state
 	dead     map[string]*Actor // by name, the last one that died; of the last time they were asked for
 	serve    []mobula.Endpoint
+	trouble  []string // with Ray Serve
 
 	jobs   []Job // of our owner, as listed last
 	listed time.Time

@@ -93,6 +93,14 @@ func (p *platforms) Logs(ctx context.Context, replica string, tail int, follow b
 	return p.now().Logs(ctx, replica, tail, follow)
 }
 
+// Problems are those of a platform that has some to tell of.
+func (p *platforms) Problems() []string {
+	if t, ok := p.now().(adapters.Teller); ok {
+		return t.Problems()
+	}
+	return nil
+}
+
 func (p *platforms) Changed() <-chan struct{} { return p.now().Changed() }
 
 func (p *platforms) Hosts(ctx context.Context) ([]mobula.Host, error) { return p.now().Hosts(ctx) }
@@ -117,4 +125,5 @@ var (
 	_ platform            = (*ray.Cluster)(nil)
 	_ adapters.Configurer = (*platforms)(nil)
 	_ adapters.Fetcher    = (*platforms)(nil)
+	_ adapters.Teller     = (*platforms)(nil)
 )

@@ -172,6 +172,7 @@ type rayThing struct {
 	PID       int    `json:"pid"`
 	Job       string `json:"submission_id"`
 	Status    string `json:"status"`
+	Message   string `json:"message"`
 }
 
 // list gives what the state API has of a kind: actors, placement_groups, nodes. False when Ray can't be asked.
@@ -201,21 +202,15 @@ func (c *rayLab) must(kind string) []rayThing {
 	return slices.DeleteFunc(all, func(a rayThing) bool { return a.State == "DEAD" || a.State == "REMOVED" })
 }
 
-// jobs are the IDs of all submitted jobs.
-func (c *rayLab) jobs() []string {
+// jobs are all submitted ones.
+func (c *rayLab) jobs() []rayThing {
 	c.t.Helper()
 	var all []rayThing
 	eventually(c.t, rayPatience, "a list of jobs", func() bool {
 		status, body, err := c.ask(http.MethodGet, "/api/jobs/", "")
 		return err == nil && status == http.StatusOK && json.Unmarshal(body, &all) == nil
 	})
-	var names []string
-	for _, job := range all {
-		if job.Job != "" {
-			names = append(names, job.Job)
-		}
-	}
-	return names
+	return slices.DeleteFunc(all, func(j rayThing) bool { return j.Job == "" })
 }
 
 // env is what all that speaks to the cluster has in its environment: nothing of the user's own Ray.

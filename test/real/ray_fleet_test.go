@@ -67,8 +67,8 @@ func simModel(binary, replicas, more string) string {
 func (c *rayLab) clear() {
 	c.await("no job is left", func() bool {
 		for _, job := range c.jobs() { // one can be deleted when it has ended
-			_, _, _ = c.ask(http.MethodPost, "/api/jobs/"+job+"/stop", "")
-			_, _, _ = c.ask(http.MethodDelete, "/api/jobs/"+job, "")
+			_, _, _ = c.ask(http.MethodPost, "/api/jobs/"+job.Job+"/stop", "")
+			_, _, _ = c.ask(http.MethodDelete, "/api/jobs/"+job.Job, "")
 		}
 		return len(c.jobs()) == 0
 	})
@@ -193,8 +193,8 @@ func (c *rayLab) left() []string {
 		}
 	}
 	for _, job := range c.jobs() {
-		if strings.HasPrefix(job, "mobula-"+rayOwner+"-") {
-			all = append(all, "job "+job)
+		if strings.HasPrefix(job.Job, "mobula-"+rayOwner+"-") {
+			all = append(all, "job "+job.Job+" "+job.Status+": "+job.Message)
 		}
 	}
 	for _, n := range c.nodes {
