@@ -135,6 +135,7 @@ func (s *source) endpoints(ctx context.Context) ([]mobula.Endpoint, error) {
 
 // published gives the replicas of a fleet that say that they serve; owner is whose, empty for anybody's.
 func published(state *State, fleet, owner string) []mobula.Endpoint {
+	tellApart(state.Nodes)
 	names := make(map[string]string, len(state.Nodes))
 	for i := range state.Nodes {
 		names[state.Nodes[i].ID] = nodeName(&state.Nodes[i])

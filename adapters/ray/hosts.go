@@ -43,26 +43,28 @@ func (c *Cluster) Hosts(ctx context.Context) ([]mobula.Host, error) {
 	return all, nil
 }
 
-// hosts gives the nodes by name. Of several nodes with one name the dead ones are left out, and those that are alive get
-// their IDs too.
+// tellApart has nodes that are alive and have one name, such as several on one machine, be called by their IDs too.
+func tellApart(nodes []Node) {
+	by := map[string]int{}
+	for i := range nodes {
+		if nodes[i].Alive {
+			by[nodeName(&nodes[i])]++
+		}
+	}
+	for i := range nodes {
+		if n := &nodes[i]; n.Alive && by[nodeName(n)] > 1 {
+			n.Name = nodeName(n) + "/" + short(n.ID)
+		}
+	}
+}
+
+// hosts gives the nodes by name. Of several with one name only the last dead one is there, or the one that is alive.
 func (c *Cluster) hosts() map[string]*Node {
-	by := map[string][]*Node{}
+	all := make(map[string]*Node, len(c.view.state.Nodes))
 	for i := range c.view.state.Nodes {
 		n := &c.view.state.Nodes[i]
-		by[nodeName(n)] = append(by[nodeName(n)], n)
-	}
-	all := make(map[string]*Node, len(by))
-	for name, nodes := range by {
-		alive := slices.DeleteFunc(slices.Clone(nodes), func(n *Node) bool { return !n.Alive })
-		switch {
-		case len(alive) == 0:
-			all[name] = nodes[len(nodes)-1]
-		case len(alive) == 1:
-			all[name] = alive[0]
-		default:
-			for _, n := range alive {
-				all[name+"/"+short(n.ID)] = n
-			}
+		if was := all[nodeName(n)]; was == nil || n.Alive || !was.Alive {
+			all[nodeName(n)] = n
 		}
 	}
 	return all
@@ -84,8 +86,9 @@ func devices(n *Node) []mobula.Device {
 
 // cordoned tells whether a node is to get no new replicas.
 func (c *Cluster) cordoned(n *Node) bool {
+	plain := strings.TrimSuffix(nodeName(n), "/"+short(n.ID)) // it may have been told apart from another one
 	for _, name := range c.records.settings.Cordoned {
-		if name == nodeName(n) || name == nodeName(n)+"/"+short(n.ID) {
+		if name == plain || name == plain+"/"+short(n.ID) {
 			return true
 		}
 	}

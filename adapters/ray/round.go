@@ -253,6 +253,7 @@ func (c *Cluster) found(f *findings) (same bool) {
 			c.records.saveSettings()
 		}
 	}
+	tellApart(f.state.Nodes)
 	if same = v.state != nil && sameState(v.state, f.state); same {
 		v.state.At = f.state.At
 	} else {

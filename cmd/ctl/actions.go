@@ -353,6 +353,7 @@ as it is: the next apply that changes the model goes forward again.`,
 
 func (c *ctl) deleteCommand() *cobra.Command {
 	var all, yes bool
+	var o waitOptions
 	cmd := &cobra.Command{
 		Use:   "delete MODEL|--all",
 		Short: "Remove a model, or the whole fleet",
@@ -360,23 +361,27 @@ func (c *ctl) deleteCommand() *cobra.Command {
 have and stop. It asks first; elsewhere than on a terminal it wants --yes.`,
 		Example: `  mobula delete llama
 
-  # Everything, from a script
-  mobula delete --all --yes`,
+  # Everything, from a script, and until nothing is left
+  mobula delete --all --yes --wait`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOrAll(args, all); err != nil {
 				return err
 			}
-			return c.delete(cmd.Context(), args, yes)
+			if err := o.check(); err != nil {
+				return err
+			}
+			return c.delete(cmd.Context(), args, yes, o)
 		},
 		ValidArgsFunction: c.completer(1, kindModel),
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "the whole fleet")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "don't ask")
+	waitFlags(cmd, &o)
 	return cmd
 }
 
-func (c *ctl) delete(ctx context.Context, args []string, yes bool) error {
+func (c *ctl) delete(ctx context.Context, args []string, yes bool, o waitOptions) error {
 	if !yes && !c.IsTerminal(c.Stdin) {
 		return usagef("nobody can be asked here: give --yes if it is meant")
 	}
@@ -407,13 +412,29 @@ func (c *ctl) delete(ctx context.Context, args []string, yes bool) error {
 			return errors.New("nothing was deleted")
 		}
 	}
-	return c.call(ctx, func(ctx context.Context, api client.API) error {
+	err = c.call(ctx, func(ctx context.Context, api client.API) error {
 		if err := api.Delete(ctx, model); err != nil {
 			return err
 		}
 		c.out.line("%s is deleted: its replicas drain and stop", strings.TrimPrefix(what, "the "))
 		return nil
 	})
+	if err != nil || !o.wait {
+		return err
+	}
+	gone := rollout{removed: []string{model}}
+	if model == "" {
+		gone.removed = modelNames(v)
+	}
+	return c.await(ctx, api, o.timeout, awaited{what: "the deletion", steps: gone.steps, stay: "the deletion goes on; mobula get shows how far it is"})
+}
+
+func modelNames(v *control.View) []string {
+	names := make([]string, 0, len(v.Models))
+	for i := range v.Models {
+		names = append(names, v.Models[i].Name)
+	}
+	return names
 }
 
 // readLine reads a line of at most 1 KiB, byte by byte so that nothing after it is taken. It ends with ctx; a blocked

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -271,4 +272,16 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, []int{80, 24}, []int{width, height})
 	require.False(t, c.IsTerminal(strings.NewReader("")))
 	require.WithinDuration(t, time.Now(), c.Now(), time.Hour)
+}
+
+func TestDeleteWaitsUntilNothingIsLeft(t *testing.T) {
+	r := newRun()
+	_, done := r.start(t, "delete", "llama", "--yes", "--wait")
+	r.waitFor(t, "llama")
+	r.api.show(func(v *control.View) {
+		v.Replicas = slices.DeleteFunc(slices.Clone(v.Replicas), func(s control.ReplicaStatus) bool { return s.Model == "llama" })
+	})
+	require.NoError(t, <-done)
+	require.Equal(t, []string{`delete "llama"`}, r.api.did())
+	require.Contains(t, r.out.String(), "done in")
 }
