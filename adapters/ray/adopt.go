@@ -78,7 +78,8 @@ func explains(deployments map[adapters.Key]*deploymentRecord, id string, at *sig
 }
 
 // dispensable are the jobs of ours that are over and tell nothing that is still needed, and the running ones of
-// deployments that are removed. kept are those that were not settled yet. left are the deployments that jobs tell of.
+// deployments that are removed. kept are those that were not settled yet. left are the deployments that jobs tell of; while
+// there is a job that has to go it is all of them: who removes the last deployment wants nothing to be left.
 func dispensable(r *records, jobs []Job, kept func(*Job) bool) (forget, end []string, left map[adapters.Key]bool) {
 	_, newest := explained(jobs)
 	left = map[adapters.Key]bool{}
@@ -92,13 +93,19 @@ func dispensable(r *records, jobs []Job, kept func(*Job) bool) (forget, end []st
 		if d != nil {
 			rec = r.deployments[d.Key]
 		}
+		needed := rec != nil && !rec.Removed && newest[d.Key] == j.ID
+		if j.Over() && !needed {
+			for key := range r.deployments {
+				left[key] = true
+			}
+		}
 		switch {
 		case kept(j):
 		case !j.Over():
 			if rec != nil && rec.Removed && j.Metadata[metaReplica] == "" {
 				end = append(end, j.ID)
 			}
-		case rec != nil && !rec.Removed && newest[d.Key] == j.ID:
+		case needed:
 		default:
 			forget = append(forget, j.ID)
 		}

@@ -50,13 +50,13 @@ func (c *Cluster) decide(s *situation, end *[]string) (drafts []draft, forget []
 			c.records.dropDeployment(key)
 		}
 	}
-	return drafts, forget
+	return drafts, append(forget, c.view.ghosts...)
 }
 
 // kept tells whether something may still be learned from a job.
 func (c *Cluster) kept(j *Job) bool {
 	_, read := c.view.logs[j.ID]
-	if c.view.orders[j.ID] != nil || j.Status == "FAILED" && !read {
+	if c.view.orders[j.ID] != nil || j.Status == "FAILED" && !read || j.Over() && c.now().Sub(c.view.over[j.ID]) < jobRest {
 		return true
 	}
 	id := j.Metadata[metaReplica]

@@ -37,6 +37,7 @@ const (
 	ordersAtOnce = 4
 	orderSize    = 50 // replicas in one order
 	idLetters    = 5  // of a replica's ID, to make it unique
+	jobLetters   = 10 // of a job's, likewise
 	whatReplicas = 3  // how many metaWhat names
 
 	// A launcher only registers actors, but its job may wait for a node, and for its runtime environment.
@@ -191,7 +192,7 @@ func (w *writer) draft(text []byte, meta map[string]string, single string, vars 
 	if single != "" {
 		id += "r-" + single + "-"
 	}
-	id += strings.ToLower(rand.Text()[:10])
+	id += strings.ToLower(rand.Text()[:jobLetters])
 	meta[metaOwner], meta[metaControl] = w.owner, w.control
 	vars[raycluster.OrderVariable] = string(text)
 	return draft{

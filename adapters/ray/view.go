@@ -1,6 +1,7 @@
 package ray
 
 import (
+	"strings"
 	"time"
 
 	"github.com/mobula-serve/mobula"
@@ -10,7 +11,8 @@ import (
 const (
 	jobsEvery  = 10 * time.Second // how often jobs are listed while nothing needs it
 	rivalQuiet = time.Minute
-	logsAtOnce = 8 // failed jobs whose output is read in one round
+	jobRest    = 5 * time.Second // from the end of a job to its deletion: Ray's job monitor looks each second
+	logsAtOnce = 8               // failed jobs whose output is read in one round
 )
 
 // view is what is known of a cluster, and what it was told.
@@ -27,7 +29,9 @@ type view struct {
 	serve    []mobula.Endpoint
 	trouble  []string // with Ray Serve
 
-	jobs   []Job // of our owner, as listed last
+	jobs   []Job                // of our owner, as listed last
+	ghosts []string             // jobs of ours whose records came back after they were deleted
+	over   map[string]time.Time // when a job was first seen to be over
 	listed time.Time
 	logs   map[string]string  // what failed jobs have printed
 	orders map[string]*order  // by job
@@ -72,15 +76,32 @@ func (v *view) single() map[string][]string {
 	return all
 }
 
+// isGhost tells of a record that nobody wrote: Ray's job monitor makes a failed job out of one that is deleted just when it
+// ends, under the ID that we gave it and without all else.
+func isGhost(j *Job) bool {
+	tail := j.ID[strings.LastIndexByte(j.ID, '-')+1:]
+	return len(j.Metadata) == 0 && j.Status == "FAILED" && len(tail) == jobLetters &&
+		strings.Trim(tail, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
 // list takes the jobs of the owner, as they were when round began.
 func (v *view) list(jobs []Job, control string, now time.Time) (rival bool) {
-	v.jobs = v.jobs[:0:0]
-	strangers := map[string]bool{}
+	v.jobs, v.ghosts = v.jobs[:0:0], nil
+	strangers, over := map[string]bool{}, map[string]time.Time{}
 	for _, j := range jobs {
 		if j.Metadata[metaOwner] != v.owner { // an owner whose name begins like ours
+			if isGhost(&j) {
+				v.ghosts = append(v.ghosts, j.ID)
+			}
 			continue
 		}
 		v.jobs = append(v.jobs, j)
+		if j.Over() {
+			over[j.ID] = now
+			if since, known := v.over[j.ID]; known {
+				over[j.ID] = since
+			}
+		}
 		if by := j.Metadata[metaControl]; by != "" && by != control {
 			strangers[j.ID] = true
 			if v.strangers != nil && !v.strangers[j.ID] {
@@ -89,7 +110,7 @@ func (v *view) list(jobs []Job, control string, now time.Time) (rival bool) {
 			}
 		}
 	}
-	v.strangers, v.listed = strangers, now
+	v.strangers, v.listed, v.over = strangers, now, over
 	if v.rival != "" && now.Sub(v.rivalAt) >= rivalQuiet {
 		v.rival = ""
 	}

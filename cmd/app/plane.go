@@ -65,7 +65,7 @@ func newPlane(o planeOptions) (*plane, error) {
 	}
 	p.cluster, err = ray.New(ray.Options{Store: o.Store, Control: o.ID, Logger: o.Logger})
 	if err != nil {
-		return nil, fmt.Errorf("Ray cluster: %w", err)
+		return nil, fmt.Errorf("platform ray: %w", err)
 	}
 	all := newPlatforms(p.hosts, p.cluster)
 	p.control, err = control.New(control.Options{Store: o.Store, Placer: all, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})

@@ -74,9 +74,11 @@ func (p *platforms) Configure(ctx context.Context, fleet string, want mobula.Pla
 func (p *platforms) Apply(ctx context.Context, d adapters.Deployment) error {
 	return p.now().Apply(ctx, d)
 }
+
 func (p *platforms) Check(ctx context.Context, d adapters.Deployment) error {
 	return p.now().Check(ctx, d)
 }
+
 func (p *platforms) Remove(ctx context.Context, key adapters.Key) error {
 	return p.now().Remove(ctx, key)
 }

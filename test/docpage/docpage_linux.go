@@ -18,12 +18,12 @@ import (
 )
 
 // Commands gives what comes after the prompts of the console blocks below a heading ("## Bare metal") of a file.
-func Commands(t testing.TB, file, heading string) []string {
-	t.Helper()
+func Commands(tb testing.TB, file, heading string) []string {
+	tb.Helper()
 	content, err := os.ReadFile(file)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	_, text, found := strings.Cut(string(content), "\n"+heading+"\n")
-	require.True(t, found, heading)
+	require.True(tb, found, heading)
 	text, _, _ = strings.Cut(text, "\n## ")
 	return commands(text)
 }
@@ -65,15 +65,15 @@ type Reader struct {
 
 // Type runs commands one after the other and ends with the first that fails. It gives what a terminal would show. What they have
 // started and not stopped is killed when the test ends; Left tells of it.
-func (r Reader) Type(t testing.TB, commands []string) string {
-	t.Helper()
+func (r Reader) Type(tb testing.TB, commands []string) string {
+	tb.Helper()
 	var script strings.Builder
 	for _, c := range commands {
 		fmt.Fprintf(&script, "cat <<'END'\n$ %s\nEND\n%s\nrc=$?; [ $rc = 0 ] || exit $rc\n", c, c)
 	}
 	file := filepath.Join(r.Dir, "typed.sh")
-	require.NoError(t, os.WriteFile(file, []byte(script.String()), 0o600))
-	ctx, cancel := context.WithTimeout(t.Context(), r.Patience)
+	require.NoError(tb, os.WriteFile(file, []byte(script.String()), 0o600))
+	ctx, cancel := context.WithTimeout(tb.Context(), r.Patience)
 	defer cancel()
 	bash := exec.CommandContext(ctx, "bash", file)
 	bash.Dir, bash.Env = r.Dir, append(append(os.Environ(), r.Env...), r.mark())
@@ -81,13 +81,13 @@ func (r Reader) Type(t testing.TB, commands []string) string {
 	bash.Stdout, bash.Stderr = &out, &out
 	bash.WaitDelay = 10 * time.Second
 	bash.Cancel = func() error { r.kill(); return nil }
-	t.Cleanup(r.kill)
+	tb.Cleanup(r.kill)
 	start := r.Start
 	if start == nil {
 		start = (*exec.Cmd).Start
 	}
-	require.NoError(t, start(bash))
-	require.NoError(t, bash.Wait(), "%s", &out)
+	require.NoError(tb, start(bash))
+	require.NoError(tb, bash.Wait(), "%s", &out)
 	return out.String()
 }
 
