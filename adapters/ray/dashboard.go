@@ -113,7 +113,7 @@ func (d *Dashboard) Close() { d.http.CloseIdleConnections() }
 func (d *Dashboard) Version(ctx context.Context) (Version, error) {
 	const what = "ask for its version"
 	body, err := d.get(ctx, what, "/api/version", nil, dashboardMaxAnswer)
-	if errors.Is(err, errNoRoute) {
+	if errors.Is(err, errNoRoute) || errors.Is(err, errRefused) {
 		return Version{}, fmt.Errorf("%w: %w", ErrNotRay, err)
 	}
 	if err != nil {

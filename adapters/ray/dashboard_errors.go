@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -13,12 +14,17 @@ import (
 	"github.com/mobula-serve/mobula/adapters"
 )
 
-// errNoRoute: Ray answered 404, for a route it lacks or a thing it does not know.
-var errNoRoute = errors.New("not found")
+// Refusals.
+var (
+	// errNoRoute: Ray answered 404, for a route it lacks or a thing it does not know.
+	errNoRoute = errors.New("not found")
+	// errRefused: another answer that asking again does not change.
+	errRefused = errors.New("refused")
+)
 
 // failed is an error of our own before anything was asked.
 func (d *Dashboard) failed(what string, err error) error {
-	return fmt.Errorf("%s of the Ray cluster at %s: %w", what, d.base, err)
+	return fmt.Errorf("Ray cluster at %s: %s: %w", d.base, what, err) //nolint:staticcheck // a name
 }
 
 func (d *Dashboard) notRay(why string) error {
@@ -27,6 +33,9 @@ func (d *Dashboard) notRay(why string) error {
 
 // unreachable is an error of the connection. What the caller gave up is no error of the cluster.
 func (d *Dashboard) unreachable(caller context.Context, what string, err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // its URL is long and says nothing more
+	}
 	switch {
 	case errors.Is(caller.Err(), context.Canceled):
 		return d.failed(what, caller.Err())
@@ -57,7 +66,7 @@ func (d *Dashboard) refused(what string, resp *http.Response, body []byte) error
 		code == http.StatusInternalServerError && !innerRefusal(body):
 		return d.failed(what, fmt.Errorf("%w: %s (HTTP %d)", adapters.ErrUnavailable, said, code))
 	default:
-		return d.failed(what, fmt.Errorf("%s (HTTP %d)", said, code))
+		return d.failed(what, fmt.Errorf("%w: %s (HTTP %d)", errRefused, said, code))
 	}
 }
 

@@ -234,7 +234,7 @@ func TestDashboardErrorsOfARealCluster(t *testing.T) {
 		"a job that is known already is submitted": {files: []string{"jobs_post_duplicate.json"}, call: submit, tries: 1},
 		"a job that Ray refuses": {
 			files: []string{"jobs_post_bad.json"}, call: submit, tries: 1,
-			says: "submit job vs-demo-a2 of the Ray cluster at ADDR: TypeError: entrypoint must be a string, got <class 'int'> (HTTP 400)",
+			says: "Ray cluster at ADDR: submit job vs-demo-a2: refused: TypeError: entrypoint must be a string, got <class 'int'> (HTTP 400)",
 		},
 		"a job that runs is not deleted": {
 			files: []string{"jobs_delete_running.json"}, tries: 1,
@@ -243,7 +243,7 @@ func TestDashboardErrorsOfARealCluster(t *testing.T) {
 		},
 		"GCS is away": {
 			files: []string{"gcs_away_actors.json"}, call: state, is: adapters.ErrUnavailable, tries: 1,
-			says: "list the actors of the Ray cluster at ADDR: platform unavailable: Failed to query data from GCS.",
+			says: "Ray cluster at ADDR: list the actors: platform unavailable: Failed to query data from GCS.",
 		},
 		"GCS is away, and the dashboard does not know how to say it": {
 			files: []string{"state_actors.json", "state_pgs.json", "gcs_away_nodes.txt"}, call: state, is: adapters.ErrUnavailable, tries: 3,

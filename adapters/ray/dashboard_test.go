@@ -78,7 +78,7 @@ func TestDashboardThatIsNotThere(t *testing.T) {
 	defer d.Close()
 	_, err = d.Version(t.Context())
 	require.ErrorIs(t, err, adapters.ErrUnavailable)
-	require.ErrorContains(t, err, "ask for its version of the Ray cluster at http://"+address)
+	require.ErrorContains(t, err, "Ray cluster at http://"+address+": ask for its version: ")
 
 	for _, bad := range []string{"", "ray-head:8265", "ftp://x", "http://", "http://a b"} {
 		_, err := NewDashboard(DashboardOptions{Address: bad})

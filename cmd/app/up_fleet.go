@@ -44,7 +44,7 @@ func (o upOptions) withModels(f *mobula.Fleet, gpus int) (*mobula.Fleet, error) 
 	fleet := *f
 	if fleet.Platform.Static == nil {
 		return nil, hinted(errors.New("platform.ray: mobula up runs engines on this machine only"),
-			"for a Ray cluster: mobula control -f FILE, and beside it mobula router --config CLIENT.JSON, as the control plane prints it")
+			"mobula control -f FILE --router :8000 runs a Ray cluster's control plane and router")
 	}
 	static := *fleet.Platform.Static
 	fleet.Platform.Static = &static
