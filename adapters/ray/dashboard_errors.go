@@ -42,7 +42,7 @@ func (d *Dashboard) unreachable(caller context.Context, what string, err error) 
 	case untrusted(err):
 		return d.failed(what, fmt.Errorf("its certificate is not trusted, set platform.ray.caFile: %w", err))
 	case notHTTP(err):
-		return d.notRay(err.Error())
+		return d.notRay("what answers there speaks something else")
 	case errors.Is(err, errOverlong):
 		return d.failed(what, err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -101,8 +101,12 @@ func (a *account) where(r *mobula.Replica) {
 
 // wait is for one whose group has no place.
 func (a *account) wait(r *mobula.Replica) {
-	r.State, r.NoRoom, r.Hosts, r.Devices = mobula.StatePending, true, nil, nil
 	g := a.at.group
+	r.State, r.NoRoom, r.Hosts, r.Devices = mobula.StatePending, g.State != "PREPARED", nil, nil
+	if !r.NoRoom { // it has its resources, and is about to have its place
+		r.Reason = a.again("Ray places it (placement group PREPARED)")
+		return
+	}
 	lost := ""
 	if g.State == "RESCHEDULING" {
 		lost = "its node was lost; "
@@ -211,6 +215,7 @@ func jobReason(j *Job, log, name string) string {
 			return engineReason(said + "\n" + strings.Join(rest, "\n"))
 		}
 	}
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, " job_manager.py:") }) // Ray's, of the start
 	last := engine.FailureReason(lines)
 	low := strings.ToLower(j.Message + "\n" + last)
 	switch {
@@ -218,7 +223,7 @@ func jobReason(j *Job, log, name string) string {
 		return "the launcher job ran with a Python that has no Ray: set platform.ray.interpreter to one that has (" + last + ")"
 	case strings.Contains(low, "not found") && (strings.Contains(low, "python") || strings.Contains(low, "exec")):
 		return "the launcher job found no Python: set platform.ray.interpreter to one that has Ray (" + last + ")"
-	case strings.Contains(low, "runtime_env") || strings.Contains(low, "runtime env"):
+	case strings.Contains(low, "runtime_env setup failed"):
 		return "the launcher job's runtime environment could not be made: " + endOf(j.Message)
 	}
 	return strings.TrimSuffix(fmt.Sprintf("the launcher job %s ended as %s: %s", j.ID, j.Status, cmp.Or(last, endOf(j.Message))), ": ")

@@ -129,6 +129,11 @@ func TestReasons(t *testing.T) {
 			jobReason(job("Traceback\nruntime_env setup failed: Failed to download gcs://_ray_pkg_1.zip"), "", "x"),
 			"the launcher job's runtime environment could not be made: runtime_env setup failed: Failed to download gcs://_ray_pkg_1.zip",
 		},
+		"what Ray quotes of its start": {
+			jobReason(job("Job entrypoint command failed with exit code 1, last available logs:\nRuntime env is setting up."),
+				"2026-11-23 00:00:00,123\tINFO job_manager.py:568 -- Runtime env is setting up.\nboom\n2026-11-23 00:00:01,456\tINFO job_manager.py:588 -- Running entrypoint for job j: exec\n", "x"),
+			"the launcher job j ended as FAILED: boom",
+		},
 		"killed": {jobReason(job("Job supervisor actor died"), "", "x"), "the launcher job j ended as FAILED: Job supervisor actor died"},
 		"runtime environment of the engine": {
 			deathReason("runtime_env setup failed: pip install vllm==9: no such version"),
