@@ -49,7 +49,7 @@ type Start struct {
 	Bundle map[string]float64 `json:"bundle"`
 	// Labels selects nodes by Ray's labels; a value may be Ray's in(…), !in(…) or !value.
 	Labels map[string]string `json:"labels,omitempty"`
-	// RuntimeEnv of the actors, as Ray takes it; the launcher adds its own module to py_modules.
+	// RuntimeEnv of the actors, as Ray takes it. Nothing is added to it: an image takes nothing beside it.
 	RuntimeEnv json.RawMessage `json:"runtimeEnv,omitempty"`
 	// PortMin to PortMax are the ports to choose from; 0 for any.
 	PortMin int `json:"portMin,omitempty"`

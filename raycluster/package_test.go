@@ -46,8 +46,8 @@ func TestThePackageHasEveryModule(t *testing.T) {
 	for name := range packed {
 		source, err := os.ReadFile(filepath.Join("launcher", name))
 		require.NoError(t, err)
-		for _, m := range regexp.MustCompile(`(?m)^(?:import|from) (mobula_\w+)`).FindAllStringSubmatch(string(source), -1) {
-			require.True(t, packed[m[1]+".py"], "%s imports %s", name, m[1])
+		for _, m := range regexp.MustCompile(`(?m)(?:^import |^from |")(mobula_\w+)`).FindAllStringSubmatch(string(source), -1) {
+			require.True(t, packed[m[1]+".py"], "%s needs %s", name, m[1])
 		}
 	}
 }

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,11 +106,13 @@ class FakeRay(types.ModuleType):
         internal_kv._internal_kv_del = lambda key, namespace: self.kv.pop(key, None)
         internal_kv._internal_kv_list = lambda prefix, namespace: [k for k in self.kv if k.startswith(prefix)]
         self.experimental.internal_kv = internal_kv
+        self.by_value = []
+        self.cloudpickle = types.SimpleNamespace(register_pickle_by_value=self.by_value.append)
         self._private = types.SimpleNamespace(state=types.SimpleNamespace(actors=self.table))
         self.modules = {m.__name__: m for m in (self, self.util, self.util.scheduling_strategies, self.experimental, internal_kv)}
 
     def get_runtime_context(self):
-        return types.SimpleNamespace(gcs_address="127.0.0.1:%d" % os.getpid(), runtime_env={"py_modules": ["gcs://ours.zip"]})
+        return types.SimpleNamespace(gcs_address="127.0.0.1:%d" % os.getpid())
 
     def get_actor(self, name, namespace):
         for actor in self.actors:
@@ -213,7 +216,7 @@ class LauncherTest(WithRay):
         want = {"num_cpus": 0, "num_gpus": 2.0, "memory": 500000000, "resources": {"node:10.0.0.1": 0.001}, "lifetime": "detached"}
         want.update(max_restarts=-1, namespace="n", scheduling_strategy=(group, 1))
         self.assertEqual(want, {k: options[k] for k in want})
-        self.assertEqual({"py_modules": ["gcs://ours.zip"], "env_vars": {"MOBULA_ORDER": ""}}, options["runtime_env"])
+        self.assertEqual({}, options["runtime_env"])
 
     def test_a_half_made_replica_is_completed(self):
         self.launcher.start(self.two)
@@ -264,13 +267,31 @@ class LauncherTest(WithRay):
         self.assertFalse(self.launcher.attempt(self.launcher.start, some_start(labels={"zone": "b"})))
         self.assertIn("can't select nodes by label", self.said[0])
 
-    def test_a_container_of_rays_is_refused(self):
-        with self.assertRaisesRegex(RuntimeError, "image_uri"):
-            mobula_launcher.actor_env({"image_uri": "x"}, {})
+    def test_a_runtime_environment_is_as_it_was_given(self):
+        # An image's takes nothing beside it, so the actor brings its module itself.
+        for env in ({"image_uri": "x", "env_vars": {"A": "1"}}, {"container": {"image": "x"}}, {"pip": ["x"], "py_modules": ["s3://a"]}):
+            with self.subTest(env):
+                self.launcher.start(some_start(name="mobula/ab/" + sorted(env)[-1], runtimeEnv=env))
+                self.assertEqual(env, self.ray.actors[-1].options["runtime_env"])
+        self.assertEqual({mobula_engine}, set(self.ray.by_value))
 
-    def test_a_runtime_environment_keeps_what_it_has(self):
-        env = mobula_launcher.actor_env({"pip": ["x"], "py_modules": ["s3://a"], "env_vars": {"A": "1"}}, {"py_modules": ["gcs://b"]})
-        self.assertEqual({"pip": ["x"], "py_modules": ["s3://a", "gcs://b"], "env_vars": {"A": "1", "MOBULA_ORDER": ""}}, env)
+    def test_actors_take_no_runtime_environment_from_the_job(self):
+        job = {"runtime_env": {"py_modules": ["gcs://ours.zip"], "env_vars": {"MOBULA_ORDER": "{}"}}, "metadata": {"job_submission_id": "x"}}
+        want = {"runtime_env": {}, "metadata": {"job_submission_id": "x"}}
+        self.assertEqual(want, json.loads(mobula_launcher.own_config(json.dumps(job))))
+        self.assertEqual({"runtime_env": {}}, json.loads(mobula_launcher.own_config("{}")))
+
+
+class ByValueTest(unittest.TestCase):
+    def test_the_actors_module_needs_none_of_ours(self):
+        with open(mobula_engine.__file__, encoding="utf-8") as f:
+            imports = re.findall(r"(?m)^ *(?:import|from) +(\w+)", f.read())
+        self.assertIn("subprocess", imports)
+        self.assertEqual([], [name for name in imports if name.startswith("mobula")])
+
+    def test_the_actor_has_the_guards_program(self):
+        with open(mobula_guard.__file__, "rb") as f:
+            self.assertEqual(f.read(), mobula_engine.GUARD)
 
 
 class CountingTest(unittest.TestCase):
@@ -303,6 +324,7 @@ class PeerTest(unittest.TestCase):
             ("not there yet", 1, [{}, {"run": "older", "process": "q", "beat": 3}], None),
             ("lives", 1, [joined, dict(joined, beat=2), dict(joined, beat=3)], None),
             ("started anew", 1, [joined, dict(joined, process="q", run="")], "part 1 has ended"),
+            ("came and went", 1, [{"run": "", "left": "r", "process": "q"}], "part 1 has ended"),
             ("ended", 1, [joined, dict(joined, phase="ended")], "part 1 has ended"),
             ("removed", 1, [joined, {}], "part 1 has ended"),
             ("silent", 1, [joined] * (mobula_engine.SILENT + 1), "part 1 is silent"),
@@ -317,7 +339,7 @@ class PeerTest(unittest.TestCase):
 class EnvironmentTest(unittest.TestCase):
     def test_the_engine_gets_what_is_its_own(self):
         environ = {
-            "PATH": "/bin", "PYTHONPATH": HERE + ":/theirs", "MOBULA_ORDER": "{}", "RAY_JOB_ID": "1", "OMP_NUM_THREADS": "1", "HOME": "/h",
+            "PATH": "/bin", "PYTHONPATH": "/theirs", "RAY_JOB_ID": "1", "OMP_NUM_THREADS": "1", "HOME": "/h",
             "CUDA_VISIBLE_DEVICES": "3", "PYTHONBREAKPOINT": "ray.x",
         }
         start = {"bundle": {"GPU": 1}, "env": {"VLLM_HOST_IP": "{host}", "AT": "at {host}"}}
@@ -591,6 +613,17 @@ class PartTest(WithRay):
         mobula_engine.Record("n", "mobula/ab/llama-1").write(starts=2, failed=1, phase="starting", at=time.time())
         with self.assertRaisesRegex(RuntimeError, "killed while the engine started, 2 times in a row"):
             self.part(some_start()).serve()
+
+    def test_a_part_says_which_run_it_has_left(self):
+        for before, want in [({"run": "r"}, "r"), ({"run": "", "left": "r"}, "r"), ({"run": "s", "left": "r"}, "s"), ({}, "")]:
+            with self.subTest(before):
+                self.ray.kv.clear()
+                mobula_engine.Record("n", "mobula/ab/llama-1.1").write(**before)
+                part = self.part(some_start(argv=[SERVE, SERVE]), 1)
+                part.begin()
+                part.lose(mobula_engine.Failed("over"))
+                record = self.record("mobula/ab/llama-1.1")
+                self.assertEqual(("", want, want), (record["run"], record["left"], part.last_run))
 
     def test_a_store_that_fails_is_a_failed_start(self):
         with mock.patch.object(mobula_engine.Record, "read", side_effect=OSError("gcs is away")), self.assertRaises(SystemExit):

@@ -1,10 +1,16 @@
-"""The actor of an engine on a Ray cluster: see mobula_launcher."""
+"""The actor of an engine on a Ray cluster: see mobula_launcher.
+
+Ray takes it by value to where it runs: there, maybe in an image of the user's, are none of our modules. All that it needs
+is here or in Python, and the guard goes along as text.
+"""
 
 import collections
+import contextlib
 import hashlib
 import http.client
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -15,13 +21,12 @@ import threading
 import time
 import uuid
 
-import mobula_guard
-
 VERSION = 1
 FAILURE_MARK = "mobula: engine failed: "
 KV_NAMESPACE = b"mobula"
 TAIL_LINES, TAIL_BYTES = 40, 4000
 SILENT = 15  # looks, one a second, at a part's unchanged heartbeat: then it is gone
+GUARD = pathlib.Path(__file__).with_name("mobula_guard.py").read_bytes()
 
 
 class MobulaEngine:
@@ -92,10 +97,12 @@ class Part:
     def begin(self):
         """Counts this start and waits as long as those before it demand."""
         old, now = self.record.read(), time.time()
-        self.generation, self.ever, self.last_run = old.get("starts", 0), old.get("ever", False), old.get("run", "")
+        self.generation, self.ever = old.get("starts", 0), old.get("ever", False)
+        self.last_run = old.get("run") or old.get("left", "")
         self.failed, at = account(old, now, self.start["stable"])
         self.record.write(
-            starts=self.generation + 1, failed=self.failed, phase="starting", at=now, process=self.process, beat=0, gave_up=False
+            starts=self.generation + 1, failed=self.failed, phase="starting", at=now, process=self.process, beat=0, gave_up=False,
+            run="", left=self.last_run
         )
         if self.parts > 1:
             threading.Thread(target=self.watch_parts, daemon=True).start()
@@ -243,6 +250,8 @@ class Peer:
         if not run:
             return None
         if self.process is None:
+            if self.rank > 0 and record.get("left") == run:
+                return Failed("part %d has ended" % self.rank, blame=False)  # it came and went between two looks
             if self.rank > 0 and record.get("run") != run:
                 return None  # not yet in it
             self.process = record.get("process")
@@ -257,13 +266,9 @@ class Peer:
 
 
 def engine_env(environ, given, start, values, gcs):
-    """Gives the engine's environment: that of the actor without what Ray and this module have put there."""
+    """Gives the engine's environment: that of the actor without what Ray has put there."""
     env = dict(environ)
-    here = os.path.dirname(os.path.abspath(__file__))
-    paths = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != here]
-    if paths:
-        env["PYTHONPATH"] = os.pathsep.join(paths)
-    for name in ("MOBULA_ORDER", "RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONBREAKPOINT"):
+    for name in ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_JOB_CONFIG_JSON_ENV_VAR", "PYTHONBREAKPOINT"):
         env.pop(name, None)
     if "OMP_NUM_THREADS" not in given:
         env.pop("OMP_NUM_THREADS", None)  # Ray's: as many as the actor has CPUs
@@ -359,12 +364,12 @@ class Engine:
         self.output, output = os.pipe()
         self.report, report = os.pipe()
         fds = (control, output, report)
-        command = [sys.executable, "-I", "-S", mobula_guard.__file__] + [str(fd) for fd in fds] + [str(grace), only] + argv
+        command = [sys.executable, "-I", "-S", "-", "mobula_guard"] + [str(fd) for fd in fds] + [str(grace), only] + argv
         try:
             guard = subprocess.Popen(
-                command, env=env, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True
+                command, env=env, pass_fds=fds, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True
             )
-            guard.wait()  # what goes on is its child
+            guard.communicate(GUARD)  # and waits: what goes on is its child
         finally:
             for fd in fds:
                 os.close(fd)
@@ -409,7 +414,8 @@ def ended_reason(report):
         return told["error"]
     if told.get("status") is None:
         if "pid" in told:
-            mobula_guard.signal_group(told["pid"], signal.SIGKILL)
+            with contextlib.suppress(OSError):  # nobody is left
+                os.killpg(told["pid"], signal.SIGKILL)
         return "the engine was lost: its guard was killed"
     if os.WIFSIGNALED(told["status"]):
         return "the engine was killed by signal %d" % os.WTERMSIG(told["status"])

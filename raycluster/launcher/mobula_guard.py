@@ -229,4 +229,4 @@ class Pump:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[2:])  # the first is its name, for those who list processes: it is run as text, from no file

@@ -16,9 +16,11 @@ import sys
 import threading
 import time
 
+import mobula_engine
 from mobula_engine import VERSION, MobulaEngine, Record, part_name
 
 ORDER = "MOBULA_ORDER"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name, by which a job tells its drivers of itself
 ACTOR_CLASS = MobulaEngine.__name__
 REGISTERED = 60  # seconds for GCS to take an actor, or to be done with a dead one
 
@@ -63,6 +65,7 @@ def main():
     except ValueError as err:
         print(err, file=sys.stderr, flush=True)
         sys.exit(2)
+    os.environ[JOB_CONFIG] = own_config(os.environ.get(JOB_CONFIG, "{}"))
     import ray
 
     ray.init(address="auto", namespace=order["namespace"], log_to_driver=False, logging_level=logging.ERROR)
@@ -73,6 +76,12 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         done += pool.map(lambda stop: launcher.attempt(launcher.stop, stop), order["stop"])
     sys.exit(0 if all(done) else 1)
+
+
+def own_config(job):
+    """Gives what Ray says to a job of itself without its runtime environment: actors would take what they don't have from it,
+    our py_modules beside an image, the order as a variable."""
+    return json.dumps(dict(json.loads(job), runtime_env={}))
 
 
 class Refused(Exception):
@@ -249,23 +258,13 @@ class Launcher:
             "memory": int(bundle.pop("memory", 0)) or None,
             "resources": bundle,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, rank, False),
-            "runtime_env": actor_env(start.get("runtimeEnv"), self.ray.get_runtime_context().runtime_env),
+            "runtime_env": start.get("runtimeEnv") or {},
         }
         if self.detached:
             options["lifetime"] = "detached"
+        self.ray.cloudpickle.register_pickle_by_value(mobula_engine)  # an image takes no py_modules beside it
         cls = self.ray.remote(MobulaEngine).options(**options)
         return cls.remote(start, rank, self.namespace)
-
-
-def actor_env(wanted, job):
-    """Gives an actor's runtime environment: what is wanted, with this module, without the order that its job has."""
-    env = dict(wanted or {})
-    for field in ("image_uri", "container"):
-        if env.get(field):
-            raise RuntimeError("runtimeEnv.%s: Ray takes no other field beside it, and the engine's actor needs py_modules" % field)
-    env["py_modules"] = list(env.get("py_modules") or []) + list((job or {}).get("py_modules") or [])
-    env["env_vars"] = dict(env.get("env_vars") or {}, **{ORDER: ""})
-    return env
 
 
 def until(true, seconds):

@@ -12,7 +12,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/raycluster"
 	"github.com/mobula-serve/mobula/test/fleet"
 )
@@ -61,32 +60,38 @@ for namespace in "theirs", "mobula":
 				for _, want := range tt.want {
 					require.Contains(t, message, want)
 				}
+				require.NotContains(t, message, "%!")
 			})
 		}
 	})
 	t.Run("told when it is described", func(t *testing.T) {
 		vllm := strings.Replace(strings.Replace(good, "kind: sim, command: ["+binary+"], args: [--itl, 5ms]", "kind: vllm", 1), "replicas: 2", "replicas: 1", 1)
+		const environment = "runtime environment could not be made"
+		python := filepath.Join(os.Getenv("MOBULA_REAL_DIR"), "venv/bin/python")
 		for _, tt := range []struct {
 			name, file string
 			want       []string
 		}{
 			{"no such interpreter", c.file("interpreter: /opt/none/python, ", good), []string{"/opt/none/python", "platform.ray.interpreter"}},
-			{"an interpreter without Ray", c.file("interpreter: /bin/false, ", good), []string{"/bin/false", "platform.ray.interpreter"}},
+			{"an interpreter without Ray", c.file("interpreter: "+python+", ", good), []string{"No module named 'ray'", "platform.ray.interpreter"}},
+			{"an interpreter that is none", c.file("interpreter: /bin/false, ", good), []string{"/bin/false"}},
 			{"no vllm", c.file("", vllm), []string{"no command vllm"}},
-			{"runtime environment", c.file("", good+"    ray: {runtimeEnv: {working_dir: 'https://127.0.0.1:9/none.zip'}}\n"), []string{"runtime environment", "127.0.0.1"}},
+			{environment, c.file("", good+"    ray: {runtimeEnv: {working_dir: 'https://127.0.0.1:9/none.zip'}}\n"), []string{environment, "127.0.0.1"}},
 			{"resource that a node may bring", c.file("autoscaling: true, ", good+"    ray: {resources: {lynx: 1}}\n"), []string{"lynx"}},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				f.Apply(tt.file)
-				f.AwaitTold(tt.want...)
-				t.Log(f.Run("describe", "model", fleet.Model))
-				f.Deleted()
+				reason := f.told(tt.want...)
+				t.Log(reason)
+				require.Contains(t, f.Run("describe", "model", fleet.Model), reason)
+				require.Equal(t, tt.name == environment, strings.Contains(reason, environment))
+				f.Run("delete", "--all", "--yes")
 			})
 		}
+		f.Deleted()
 	})
 	t.Run("name taken", f.testNameTaken)
 	t.Run("launcher killed half-way", f.testLauncherKilled)
-	t.Run("two control planes", f.testTwoControlPlanes)
 	require.Equal(t, theirs, foreign(), "what is not ours")
 	c.clear()
 }
@@ -107,13 +112,19 @@ func (f *rayFleet) refused(file string) string {
 	return err.Error()
 }
 
-// AwaitTold waits until the model's description has the texts.
-func (f *rayFleet) AwaitTold(texts ...string) {
+// told waits until a replica's reason has the texts.
+func (f *rayFleet) told(texts ...string) (reason string) {
 	f.t.Helper()
 	f.Await(fmt.Sprintf("told %q", texts), func() bool {
-		out, err := f.TryRun("describe", "model", fleet.Model)
-		return err == nil && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(out, text) })
+		for _, r := range f.Replicas() {
+			if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(r.Reason, text) }) {
+				reason = r.Reason
+				return true
+			}
+		}
+		return false
 	})
+	return reason
 }
 
 // gate writes an interpreter for launchers that does what the lines say before it runs Ray's own, which is $python.
@@ -142,8 +153,7 @@ ray.get(Other.options(name="` + name + `", lifetime="detached").remote().pid.rem
 `)
 	other := f.actor(f.Replicas()[0])
 	require.NoError(t, os.WriteFile(open, nil, 0o600))
-	f.AwaitTold(name, "not Mobula's")
-	t.Log(f.Run("describe", "model", fleet.Model))
+	t.Log(f.told(name, "not Mobula's"))
 	f.Run("delete", "--all", "--yes")
 	f.Await("it is gone", func() bool { return len(f.Replicas()) == 0 })
 	require.Equal(t, other.PID, f.c.actorNamed(name).PID, "it was somebody else's")
@@ -179,25 +189,24 @@ fi`)
 	f.Deleted()
 }
 
-// testTwoControlPlanes: a second control plane of the same owner is told, on both sides; no engine is lost.
-func (f *rayInput) testTwoControlPlanes(t *testing.T) {
-	f.Apply(f.c.file("", f.good))
+// testTwoControlPlanes: a second control plane of the same owner is told so, or the first is; no engine is lost.
+func (s *raySuite) testTwoControlPlanes(t *testing.T) {
+	c, good := s.c, simModel(s.binary, "2", "")
+	t.Cleanup(c.clear) // neither of them does anything before the other has been quiet for a minute
+	f := c.fleet(t, s.binary, c.file("", good))
 	f.AwaitReady(fleet.Model, 2)
-	before := f.c.pids()
-	second := f.c.fleet(t, f.binary, "")
-	other := strings.Replace(f.c.file("", strings.Replace(f.good, "replicas: 2", "replicas: 1", 1)), fleet.Model, "org/other", 1)
+	before, served := c.pids(), f.Ready(fleet.Model)[0].ID
+	second := c.fleet(t, s.binary, "")
 	path := filepath.Join(t.TempDir(), "fleet.yaml")
+	other := strings.Replace(c.file("", strings.Replace(good, "replicas: 2", "replicas: 1", 1)), fleet.Model, "org/other", 1)
 	require.NoError(t, os.WriteFile(path, []byte(other), 0o600))
 	_, err := second.TryRun("apply", "-f", path, "--wait=false")
+	const told = "uses owner " + rayOwner + " on this cluster too"
 	f.Await("told", func() bool {
-		events, _ := f.TryRun("events")
-		others, _ := second.TryRun("events")
-		return strings.Contains(events+others+fmt.Sprint(err), "uses owner")
+		ours, _ := f.TryRun("events")
+		theirs, _ := second.TryRun("events")
+		return strings.Contains(ours+theirs+fmt.Sprint(err), told)
 	})
-	t.Log(f.Run("events"), err)
-	require.Subset(t, f.c.pids(), before, "no engine of the first one was lost")
-	require.Equal(t, mobula.StateReady, f.Replicas()[0].State)
-	second.Stop("control")
-	f.AwaitReady(fleet.Model, 2)
-	f.Deleted()
+	require.Subset(t, c.pids(), before, "no engine of the first one was lost")
+	f.AwaitServes("chat", served)
 }

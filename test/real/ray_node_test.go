@@ -151,6 +151,8 @@ func (n *rayNode) wipe() {
 		}
 		return len(left) == 0
 	})
+	// Ray takes a cluster of this address for running that any process of the machine names, in whatever namespace.
+	_ = os.Remove(filepath.Join(n.temp, "ray_current_cluster"))
 }
 
 // again starts what was killed as it had been started.

@@ -33,6 +33,7 @@ func TestRay(t *testing.T) {
 	t.Run("real vLLM", s.testVLLM)
 	t.Run("bad input", s.testBadInput)
 	t.Run("jobs", s.testJobs)
+	t.Run("two control planes", s.testTwoControlPlanes)
 	t.Run("cluster lost", s.testClusterLost)
 }
 
