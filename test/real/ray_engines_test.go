@@ -99,7 +99,7 @@ func TestRayOlder(t *testing.T) {
 	load.More(50)
 	victim := f.Ready(fleet.Model)[0]
 	f.killed(f.engine(victim).pid)
-	f.AwaitRestarted(victim.ID)
+	f.AwaitRestarted(victim)
 	load.More(20)
 	load.End()
 	f.Deleted()

@@ -158,12 +158,12 @@ func (f *rayFleet) named(id string) (control.ReplicaStatus, bool) {
 	return all[i], true
 }
 
-// AwaitRestarted waits until a replica serves again after its engine has died.
-func (f *rayFleet) AwaitRestarted(id string) {
+// AwaitRestarted waits until a replica serves again that was as r before its engine died.
+func (f *rayFleet) AwaitRestarted(r control.ReplicaStatus) {
 	f.t.Helper()
-	f.Await(id+" is back", func() bool {
-		now, _ := f.named(id)
-		return now.State == mobula.StateReady && now.Restarts > 0
+	f.Await(r.ID+" is back", func() bool {
+		now, _ := f.named(r.ID)
+		return now.State == mobula.StateReady && now.Restarts > r.Restarts
 	})
 }
 

@@ -88,7 +88,7 @@ for namespace in "theirs", "mobula":
 				f.Run("delete", "--all", "--yes")
 			})
 		}
-		f.Deleted()
+		c.nothingLeft(t)
 	})
 	t.Run("name taken", f.testNameTaken)
 	t.Run("launcher killed half-way", f.testLauncherKilled)

@@ -37,7 +37,7 @@ func newRayNode(t *testing.T, c *rayLab, name string) *rayNode {
 	require.NoError(t, n.host.Start(cmd))
 	require.NoError(t, cmd.Wait())
 	n.ns = strings.TrimSpace(out.String())
-	own, err := os.Readlink("/proc/self/ns/net")
+	own, err := os.Readlink("/proc/thread-self/ns/net") // the process's first thread may have made a namespace and been left in it
 	require.NoError(t, err)
 	require.NotEqual(t, own, n.ns, "all that is in it gets killed")
 	return n
