@@ -31,6 +31,9 @@ const (
 	metaReplica = "mobula/replica"
 )
 
+// jobVariable names a launcher job in its own environment.
+const jobVariable = "MOBULA_JOB"
+
 const (
 	modeJobs = "jobs"
 
@@ -195,6 +198,7 @@ func (w *writer) draft(text []byte, meta map[string]string, single string, vars 
 	id += strings.ToLower(rand.Text()[:jobLetters])
 	meta[metaOwner], meta[metaControl] = w.owner, w.control
 	vars[raycluster.OrderVariable] = string(text)
+	vars[jobVariable] = id // Ray remembers for ten minutes that an environment could not be made: no two jobs have the same
 	return draft{
 		order: &order{job: id, single: single, at: w.now, limit: orderLimit},
 		submission: Submission{

@@ -54,7 +54,7 @@ func TestFailuresBeforeTheFirstByteAreRetriedOnTheNext(t *testing.T) {
 			}
 			good := newFake(t, always(stream(3)))
 			o := retries(1)
-			o.Timeouts = mobula.Timeouts{FirstByte: mobula.Duration(200 * time.Millisecond), Idle: mobula.Duration(200 * time.Millisecond)}
+			o.Timeouts = mobula.Timeouts{FirstByte: mobula.Duration(2 * time.Second), Idle: mobula.Duration(2 * time.Second)} // the good one needs some of it on a busy machine
 			x := exchange(bad, good.Endpoint)
 			x.Stream = true
 			got := do(t, newProxy(t, o), x, &MemoryClient{})
