@@ -61,6 +61,7 @@ func startRay(t *testing.T, o rayOptions) *rayLab {
 	var err error
 	c.temp, err = os.MkdirTemp("/tmp", "ray")
 	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(c.temp) })
 	names := []string{"head"}
 	for i := range o.Workers {
 		names = append(names, "w"+strconv.Itoa(i+1))
@@ -107,14 +108,15 @@ func installRay(t *testing.T, version string) string {
 // guardRay kills all that runs in the cluster's namespaces when the test ends, or its process does.
 func guardRay(t *testing.T, c *rayLab) {
 	t.Helper()
-	const script = `temp=$1; shift; read -r _; again=1
+	const script = `temp=$1 test=/proc/$2; shift 2; read -r _; again=1
 while [ $again = 1 ]; do again=0
 	for p in /proc/[0-9]*; do
+		[ "$p" = "$test" ] && continue
 		ns=$(readlink "$p/ns/net") && for mine; do if [ "$ns" = "$mine" ]; then kill -KILL "${p#/proc/}" && again=1; fi; done
 	done
 done 2>/dev/null
 rm -rf "$temp"`
-	args := []string{"-c", script, "guard", c.temp}
+	args := []string{"-c", script, "guard", c.temp, strconv.Itoa(os.Getpid())}
 	for _, n := range c.nodes {
 		args = append(args, n.ns)
 	}
@@ -140,7 +142,7 @@ func (c *rayLab) machine(name string) fleet.Machine {
 
 // ask asks the dashboard. Its answer may be anything, an error too.
 func (c *rayLab) ask(method, path, body string) (status int, answer []byte, err error) {
-	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.t.Context()), time.Minute) // also when the test ends
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, c.address()+path, strings.NewReader(body))
 	if err != nil {

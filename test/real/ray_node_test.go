@@ -113,6 +113,9 @@ func (n *rayNode) processes(want func(p *rayProcess) bool) []rayProcess {
 			continue
 		}
 		dir := filepath.Dir(filepath.Dir(link))
+		if filepath.Base(dir) == strconv.Itoa(os.Getpid()) {
+			continue // only a thread of ours was there
+		}
 		argv, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil || len(argv) == 0 {
 			continue
