@@ -144,7 +144,7 @@ func (a *account) observe(r *mobula.Replica) {
 				r.State, r.Reason = mobula.StateStarting, ""
 			}
 			if r.Reason == "" && actor.State == "RESTARTING" {
-				r.Reason = strings.TrimSuffix("starts again: "+engineReason(actor.Death), ": ")
+				r.Reason = engineReason(actor.Death)
 			}
 		case r.State == mobula.StateStarting:
 		case p == nil || !a.speaks(p, rank):

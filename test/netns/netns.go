@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Lab is a switch with its hosts.
@@ -190,26 +191,33 @@ func (h *Host) lose(to *Host, on bool) error {
 
 // newNamespace makes one that lives as long as the handle is open.
 func newNamespace() (ns netns.NsHandle, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		ns, err = netns.New()
-	}()
-	<-done
+	aside(func() { ns, err = netns.New() })
 	return ns, err
 }
 
-// in calls f on a thread that is in the namespace. What f starts is in it too.
-func in(ns netns.NsHandle, f func() error) error {
-	done := make(chan error, 1)
+// aside calls f on a thread that no other goroutine gets. It is not the process's first one: that one does not end, and
+// what it is in is what /proc tells of the process.
+func aside(f func()) {
+	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // never unlocked: no other goroutine may get this thread
-		if err := netns.Set(ns); err != nil {
-			done <- err
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			aside(f) // gets another thread, since this one is taken
 			return
 		}
-		done <- f()
+		f()
 	}()
-	return <-done
+	<-done
+}
+
+// in calls f on a thread that is in the namespace. What f starts is in it too.
+func in(ns netns.NsHandle, f func() error) (err error) {
+	aside(func() {
+		if err = netns.Set(ns); err == nil {
+			err = f()
+		}
+	})
+	return err
 }

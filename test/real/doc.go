@@ -1,5 +1,6 @@
 // Package real tests the router end to end against real vLLM engines on CPU, with the
-// official clients, and a bare-metal fleet with real vLLM and in network namespaces, which need root.
+// official clients, a bare-metal fleet with real vLLM and in network namespaces, and a fleet on a real Ray cluster in
+// namespaces of its own, which ray.sh installs; namespaces need root.
 // Its tests need the build tag "real" and what setup.sh installs:
 //
 //	make test-real
