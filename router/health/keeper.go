@@ -74,9 +74,13 @@ type Keeper struct {
 	watchers sync.WaitGroup
 }
 
+// settings are immutable.
 type settings struct {
 	health mobula.Health
 	models []mobula.Model
+	// dropped are the names that earlier settings placed and these do not: nobody is to wait for what an engine that is gone
+	// had of them. The oldest are forgotten beyond maxKnown.
+	dropped []string
 }
 
 // members is immutable.
@@ -101,7 +105,7 @@ func New(o Options) *Keeper {
 	if k.onChange == nil {
 		k.onChange = func(*pick.Snapshot) {}
 	}
-	k.settings.Store(&settings{withDefaults(o.Health), o.Models})
+	k.settings.Store(&settings{health: withDefaults(o.Health), models: o.Models})
 	k.members.Store(&members{})
 	k.leaving.Store(&map[string]*pick.Live{})
 	k.sought.Store(&map[string]bool{})
@@ -149,9 +153,43 @@ func (k *Keeper) Snapshot() *pick.Snapshot { return k.snapshot.Load() }
 // asked: the first one to answer must not get the requests of all.
 func (k *Keeper) Ready() bool { return k.ready.Load() }
 
-// Update changes pace and aliases without a pause.
+// next gives the settings that come after s.
+func (s *settings) next(h mobula.Health, models []mobula.Model) *settings {
+	dropped := without(slices.Concat(s.dropped, placed(s.models)), placed(models))
+	return &settings{health: h, models: models, dropped: dropped[max(0, len(dropped)-maxKnown):]}
+}
+
+// placed are the names that requests may wait for: of placed models and their LoRAs.
+func placed(models []mobula.Model) []string {
+	var names []string
+	for i := range models {
+		m := &models[i]
+		if !m.Placed() {
+			continue
+		}
+		names = append(names, m.Name)
+		for _, l := range m.LoRAs {
+			names = append(names, l.Name)
+		}
+	}
+	return names
+}
+
+// without gives those of names that are not among others. It changes neither.
+func without(names, others []string) []string {
+	if len(others) == 0 {
+		return names
+	}
+	other := make(map[string]bool, len(others))
+	for _, name := range others {
+		other[name] = true
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return other[name] })
+}
+
+// Update changes pace, aliases and what is placed, without a pause. It is called by one goroutine.
 func (k *Keeper) Update(h mobula.Health, models []mobula.Model) {
-	k.settings.Store(&settings{withDefaults(h), models})
+	k.settings.Store(k.settings.Load().next(withDefaults(h), models))
 	k.touch()
 	for _, m := range k.members.Load().byID {
 		m.poke()
@@ -363,7 +401,8 @@ func (k *Keeper) publish() {
 		endpoints = append(endpoints, e)
 		k.metrics.setUp(e.ID, e.Serving)
 	}
-	s := pick.NewSnapshot(endpoints, k.settings.Load().models, k.known.names)
+	set := k.settings.Load()
+	s := pick.NewSnapshot(endpoints, set.models, without(k.known.names, set.dropped))
 	k.snapshot.Store(s)
 	// A placed model is served without engines too: requests wait for them, and have them made.
 	placed := slices.ContainsFunc(s.Models(), func(g *pick.Group) bool { return g.Placed && g.Held > 0 })

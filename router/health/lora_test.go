@@ -2,6 +2,7 @@ package health
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -70,5 +71,29 @@ func TestALoRAThatIsMissedIsLookedForOnAllEnginesOfItsModel(t *testing.T) {
 		}
 		after(missingAfter)
 		require.LessOrEqual(t, b.count(&b.modelses)-before, 2, "many misses are one reason")
+	}, withLoRA)
+}
+
+// An engine that goes with a LoRA leaves it known, since another may load it; once the fleet names it no more nobody has to wait.
+func TestALoRAThatTheFleetDropsIsForgotten(t *testing.T) {
+	bubble(t, func(f *fleet) {
+		t := f.t
+		with := f.settings.Load().models
+		bare := mobula.NewModel("m")
+		bare.Replicas = with[0].Replicas
+		f.engine("a").set(func(e *fakeEngine) { e.cards = cards("m", "lora<m") })
+		f.report("a", "b")
+		f.Update(mobula.Health{}, []mobula.Model{bare})
+		synctest.Wait()
+		require.Equal(t, []string{"a"}, f.has(), "an engine still has it")
+		f.report("b")
+		require.Nil(t, f.Snapshot().Lookup("lora"))
+		f.Update(mobula.Health{}, with)
+		synctest.Wait()
+		require.NotNil(t, f.Snapshot().Lookup("lora"))
+
+		f.Update(mobula.Health{}, nil)
+		f.report()
+		require.Nil(t, f.Snapshot().Lookup("m"), "a model that the fleet drops is forgotten alike")
 	}, withLoRA)
 }
