@@ -41,6 +41,10 @@ type Platform struct {
 	Static *Static `yaml:"static"`
 	// A Ray cluster that already runs, without Kubernetes.
 	Ray *Ray `yaml:"ray"`
+	// A Kubernetes cluster.
+	Kubernetes *Kubernetes `yaml:"kubernetes"`
+	// A Kubernetes cluster with the KubeRay operator.
+	KubeRay *KubeRay `yaml:"kuberay"`
 }
 
 // Static has engines that already run, hosts that may run models with replicas, or both.

@@ -55,6 +55,10 @@ func (r *Ray) setDefaults() {
 	r.Namespace, r.Mode, r.Poll = "mobula", "actors", Duration(time.Second)
 }
 
+func (k *KubeRay) setDefaults() { k.RayVersion, k.Auth = "2.60.0", "token" }
+
+func (d *KubernetesDiscover) setDefaults() { d.By = "pods" }
+
 func (m *Model) setDefaults() {
 	m.Ray.CPUs = 1
 	m.Engine = Engine{Kind: "vllm", StartTimeout: Duration(30 * time.Minute), StopTimeout: Duration(45 * time.Second)}

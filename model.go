@@ -17,11 +17,13 @@ type Model struct {
 	Resources Resources `yaml:"resources"`
 	// What only a Ray cluster can give. Other platforms pass over it.
 	Ray RayModel `yaml:"ray"`
+	// How its pods are made on Kubernetes and KubeRay. Other platforms pass over it.
+	Kubernetes KubernetesPods `yaml:"kubernetes"`
 	// LoRAs of the model, loaded into its running engines.
 	LoRAs []LoRA `yaml:"loras"`
 	// When replicas are added and taken away, for a range of them.
 	Scaling Scaling `yaml:"scaling"`
-	// How engines are replaced when engine, source, resources or ray change.
+	// How engines are replaced when engine, source, resources, ray or kubernetes change.
 	Rollout Rollout `yaml:"rollout"`
 }
 

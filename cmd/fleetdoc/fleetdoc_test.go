@@ -176,7 +176,7 @@ func beyond(t *testing.T, typ reflect.Type, bound string, step int64) string {
 // eachField calls f for every field that a fleet file can have, with its default.
 func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	t.Helper()
-	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"))
+	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"), filepath.Join(root, "kubernetes.go"))
 	require.NoError(t, err)
 	seen := map[string]bool{}
 	loaded, err := mobula.Load([]byte(smallest), "smallest.yaml")

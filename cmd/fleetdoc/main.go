@@ -1,5 +1,5 @@
 // Command fleetdoc writes docs/fleet.md and docs/fleet.schema.json from the comments of
-// fleet.go and model.go. Run it by go generate ./... in the repository's root.
+// fleet.go, model.go and kubernetes.go. Run it by go generate ./... in the repository's root.
 package main
 
 import (
@@ -40,7 +40,7 @@ func run(root string) error {
 
 // generate gives the files' contents by their names below the root.
 func generate(root string) (map[string][]byte, error) {
-	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"))
+	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"), filepath.Join(root, "kubernetes.go"))
 	if err != nil {
 		return nil, err
 	}
