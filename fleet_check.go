@@ -53,25 +53,49 @@ func checkFleet(f *Fleet, r *report) {
 }
 
 func checkPlatform(f *Fleet, r *report) {
-	const want = "want exactly one platform (static or ray), got "
 	placed := slices.ContainsFunc(f.Models, func(m Model) bool { return m.Placed() })
-	switch p := &f.Platform; {
-	case p.Static == nil && p.Ray == nil:
-		r.bad("platform", want+"none")
-	case p.Static != nil && p.Ray != nil:
-		r.bad("platform", want+"both")
+	p := &f.Platform
+	if given := p.given(); len(given) != 1 {
+		r.bad("platform", "want exactly one platform (static, ray, kubernetes or kuberay), got %s", cmp.Or(strings.Join(given, " and "), "none"))
+		return
+	}
+	switch bare := !placed && len(f.Providers) == 0; {
 	case p.Static != nil:
 		checkStatic(p.Static, r)
-		if len(p.Static.Endpoints) == 0 && len(f.Providers) == 0 && !placed {
+		if len(p.Static.Endpoints) == 0 && bare {
 			r.bad("platform.static.endpoints", "want at least 1 engine, or a model with replicas, got none")
 		}
-	default:
+	case p.Ray != nil:
 		checkRay(p.Ray, r)
-		if len(p.Ray.Serve) == 0 && len(f.Providers) == 0 && !placed {
+		if len(p.Ray.Serve) == 0 && bare {
 			r.bad("platform.ray.serve", "want a model with replicas, or at least 1 Ray Serve application, got none")
 		}
 		checkRayModels(f, r)
+	default:
+		at := "platform.kubernetes"
+		if p.KubeRay != nil {
+			at = "platform.kuberay.kubernetes"
+			checkKubeRay(p.KubeRay, r)
+		} else {
+			checkKubernetes(at, p.Kubernetes, r)
+		}
+		checkKubernetesFleet(f, at, r) // which may be bare: Model objects come and go
 	}
+}
+
+// given names the platforms that are set.
+func (p *Platform) given() []string {
+	var out []string
+	note := func(name string, is bool) {
+		if is {
+			out = append(out, name)
+		}
+	}
+	note("static", p.Static != nil)
+	note("ray", p.Ray != nil)
+	note("kubernetes", p.Kubernetes != nil)
+	note("kuberay", p.KubeRay != nil)
+	return out
 }
 
 func checkStatic(s *Static, r *report) {

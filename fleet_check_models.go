@@ -23,6 +23,7 @@ func checkModels(models []Model, r *report) {
 		checkEngine(at+".engine", &m.Engine, r)
 		checkResources(at+".resources", &m.Resources, r)
 		checkRayModel(at+".ray", m, r)
+		checkPods(at+".kubernetes", &m.Kubernetes, r)
 		checkLoRAs(at+".loras", m, taken, r)
 		checkScaling(at+".scaling", &m.Scaling, r)
 		within(r, at+".rollout.surge", m.Rollout.Surge, 0, MaxReplicas)

@@ -136,9 +136,24 @@ func (d *decoder) object(path string, n ast.Node, v reflect.Value) {
 		}
 		d.places[field] = e.at
 		if !isNull(e.value) { // a field without a value keeps its default
-			d.value(field, e.value, v.Field(i))
+			d.field(field, e.value, v.Field(i), v.Type().Field(i).Tag.Get("takes") == "numbers")
 		}
 	}
+}
+
+// field decodes a struct's field. One of text that takes numbers has them as they are written.
+func (d *decoder) field(path string, n ast.Node, v reflect.Value, numbers bool) {
+	if numbers {
+		if n = d.resolve(path, n); n == nil {
+			return
+		}
+		if number, ok := n.(*ast.IntegerNode); ok {
+			d.places[path] = placeOf(number.Token)
+			v.SetString(number.Token.Value)
+			return
+		}
+	}
+	d.value(path, n, v)
 }
 
 // list decodes a sequence into a slice.

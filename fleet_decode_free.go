@@ -4,6 +4,7 @@ import (
 	"math"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/goccy/go-yaml/ast"
 )
@@ -67,8 +68,8 @@ func (d *decoder) freeValue(path string, n ast.Node, depth int) any {
 		return all
 	}
 	if s, ok := stringOf(n); ok {
-		if !isPrintable(s) {
-			d.add(at, path, "want text of printable characters on one line, got %s", quote(s))
+		if !isPrintable(strings.NewReplacer("\n", "", "\t", "").Replace(s)) { // scripts have lines
+			d.add(at, path, "want text of printable characters, got %s", quote(s))
 		}
 		return s
 	}

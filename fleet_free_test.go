@@ -19,6 +19,7 @@ const onRay = header + "models: [{name: m, replicas: 1}]\nplatform:\n  ray:\n   
 func freeValue(depth int) *rapid.Generator[any] {
 	scalars := []*rapid.Generator[any]{
 		rapid.StringMatching(`[ -~äß日]{0,12}`).AsAny(),
+		rapid.StringMatching(`[ -~ä\n\t]{0,12}`).AsAny(),
 		rapid.SampledFrom([]string{"true", "null", "~", "1", "1.5", "1e3", "0x1f", ".inf", ".nan", "2001-01-01", "<<", "- a", "a: b", "#", "*a", "&a", "yes", "|", "'", `"`, "=", "1_0", "0o7"}).AsAny(),
 		rapid.Bool().AsAny(),
 		rapid.Map(rapid.IntRange(1-1<<53, 1<<53-1), func(n int) any { return float64(n) }),

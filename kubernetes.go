@@ -55,7 +55,7 @@ type SecretKey struct {
 
 // KubernetesPods says how an engine's pods are made. Quantities are as Kubernetes writes them: 500m, 16Gi.
 type KubernetesPods struct {
-	// What holds an engine. One of Deployment (one for all replicas of a revision), StatefulSet (one for each replica, a pod for each of its hosts) or RayCluster (one for each replica; platform kuberay only). Default: Deployment; StatefulSet, or on KubeRay RayCluster, for engines of several hosts; RayCluster for those with --distributed-executor-backend ray.
+	// What holds an engine: a Deployment is one for all replicas of a revision; a StatefulSet is for one replica, with a pod for each of its hosts; a RayCluster is for one replica, on platform kuberay only. One of Deployment, StatefulSet or RayCluster. Default: Deployment; StatefulSet, or on KubeRay RayCluster, for engines of several hosts; RayCluster for those with --distributed-executor-backend ray.
 	Workload string `yaml:"workload"`
 	// Image with the engine. Default: vllm/vllm-openai of the version that this Mobula is tested with; for simulated engines the control plane's own.
 	Image string `yaml:"image"`
@@ -64,13 +64,13 @@ type KubernetesPods struct {
 	// Secrets to pull images with.
 	PullSecrets []string `yaml:"pullSecrets"`
 	// CPUs that each pod asks for. Default: 100m for simulated engines, else 2.
-	CPU string `yaml:"cpu"`
+	CPU string `yaml:"cpu" takes:"numbers"`
 	// CPUs that each pod may use at most. Default: no bound.
-	CPULimit string `yaml:"cpuLimit"`
+	CPULimit string `yaml:"cpuLimit" takes:"numbers"`
 	// Memory that each pod asks for. Default: 64Mi for simulated engines, else 8Gi.
-	Memory string `yaml:"memory"`
+	Memory string `yaml:"memory" takes:"numbers"`
 	// Memory that each pod may use at most. Default: no bound.
-	MemoryLimit string `yaml:"memoryLimit"`
+	MemoryLimit string `yaml:"memoryLimit" takes:"numbers"`
 	// What a GPU is called: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb. Default: nvidia.com/gpu.
 	GPUResource string `yaml:"gpuResource"`
 	// RuntimeClass of the pods, such as nvidia. Default: the cluster's.
@@ -86,7 +86,7 @@ type KubernetesPods struct {
 	// Where weights and caches are kept: /data in the engine.
 	Data KubernetesData `yaml:"data"`
 	// Pods of a model that a voluntary disruption (node drain) may take at once: a number or a percentage. Default: 1.
-	MaxUnavailable string `yaml:"maxUnavailable"`
+	MaxUnavailable string `yaml:"maxUnavailable" takes:"numbers"`
 	// Part of a pod template (metadata and spec, as Kubernetes has it) that is merged into the engines' pods as kubectl patch would: the engine's container is called engine. For affinity, tolerations, topologySpreadConstraints, securityContext, initContainers, sidecars, volumes, envFrom and all else.
 	Pod map[string]any `yaml:"pod"`
 }
@@ -114,7 +114,7 @@ type KubernetesDiscover struct {
 	// What is selected: pods, each one an endpoint at its IP; services, each one an endpoint at its DNS name, for meshes that forbid pod IPs. One of pods or services. Default pods.
 	By string `yaml:"by"`
 	// Port, a number or the name of a container's or Service's port. Default: the only one; 8000 among several.
-	Port string `yaml:"port"`
+	Port string `yaml:"port" takes:"numbers"`
 	// Model ids to route there. Default: all that the engine lists at /v1/models.
 	Models []string `yaml:"models"`
 	// What these engines do when prefill and decode run apart. One of prefill, decode or both. Default: both.

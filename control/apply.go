@@ -28,7 +28,7 @@ const (
 // adapters.ErrImpossible for a model that fits on no host; then nothing has changed. A platform that can't be asked
 // does not refuse: the fleet is wanted, and made when it answers.
 func (c *Control) Apply(ctx context.Context, file []byte, source string, dry, force bool) (*Change, error) {
-	next, err := mobula.Load(file, source)
+	next, err := loadFleet(file, source)
 	if err != nil {
 		return nil, err
 	}

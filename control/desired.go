@@ -84,11 +84,23 @@ func (c *Control) load() error {
 		return fmt.Errorf("read the control plane's state: %w", err)
 	}
 	if len(c.want.File) > 0 {
-		if c.want.fleet, err = mobula.Load(c.want.File, c.want.Source); err != nil {
+		if c.want.fleet, err = loadFleet(c.want.File, c.want.Source); err != nil {
 			return fmt.Errorf("read the fleet that was applied last: %w", err)
 		}
 	}
 	return nil
+}
+
+// loadFleet reads a fleet whose models have all that their engines are made from.
+func loadFleet(file []byte, source string) (*mobula.Fleet, error) {
+	fleet, err := mobula.Load(file, source)
+	if err != nil {
+		return nil, err
+	}
+	for i := range fleet.Models {
+		fleet.Models[i] = fleet.Engine(fleet.Models[i])
+	}
+	return fleet, nil
 }
 
 func decode(key string, data []byte, to any) error {

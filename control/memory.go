@@ -120,9 +120,11 @@ func revisionOf(m *mobula.Model, nonce int) string {
 		Env           map[string]string
 		Resources     mobula.Resources
 		Nonce         int
-		LoRAs, Sleep  bool             // they change the engine's arguments
-		Ray           *mobula.RayModel `json:",omitempty"` // nil as it is by default: revisions from before it stay
-	}{m.From(), m.Engine.Kind, m.Engine.Command, m.Engine.Args, m.Engine.Env, r, nonce, len(m.LoRAs) > 0, m.Scaling.Sleep, rayOf(m)})
+		LoRAs, Sleep  bool // they change the engine's arguments
+		// Nil as they are by default: revisions from before them stay.
+		Ray        *mobula.RayModel       `json:",omitempty"`
+		Kubernetes *mobula.KubernetesPods `json:",omitempty"`
+	}{m.From(), m.Engine.Kind, m.Engine.Command, m.Engine.Args, m.Engine.Env, r, nonce, len(m.LoRAs) > 0, m.Scaling.Sleep, rayOf(m), podsOf(m)})
 	if err != nil { // none of these types can fail
 		panic(err)
 	}
@@ -137,10 +139,17 @@ func rayOf(m *mobula.Model) *mobula.RayModel {
 	return &m.Ray
 }
 
+func podsOf(m *mobula.Model) *mobula.KubernetesPods {
+	if reflect.DeepEqual(m.Kubernetes, mobula.KubernetesPods{}) {
+		return nil
+	}
+	return &m.Kubernetes
+}
+
 // engineModel gives what a platform needs of a model, so that nothing else changes a deployment.
 func engineModel(m *mobula.Model) mobula.Model {
 	e := mobula.Model{
-		Name: m.Name, Source: m.Source, Engine: m.Engine, Resources: m.Resources, Ray: m.Ray,
+		Name: m.Name, Source: m.Source, Engine: m.Engine, Resources: m.Resources, Ray: m.Ray, Kubernetes: m.Kubernetes,
 		Scaling: mobula.Scaling{Sleep: m.Scaling.Sleep},
 		Rollout: mobula.Rollout{Drain: m.Rollout.Drain},
 	}

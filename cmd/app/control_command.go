@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/agent"
 	"github.com/mobula-serve/mobula/control"
@@ -45,6 +46,10 @@ type controlOptions struct {
 	address string
 	data    string
 	router  string
+	objects objectFlags
+	state   string // names of the Secret and the Lease, with --kubernetes
+	lease   string
+	image   string
 	log     mobula.Log
 }
 
@@ -61,17 +66,33 @@ It serves HTTPS with a certificate of its own authority, kept with all else that
 the data folder. What runs goes on while the control plane is down.
 
 With -f the file is applied at the start and whenever it changes; without one, mobula apply does it.
-With --router a router runs in the same process: enough for a small fleet, while a large one has several of their own.`,
+With --router a router runs in the same process: enough for a small fleet, while a large one has several of their own.
+With --kubernetes the fleet is what the Fleet, Model and LoRA objects of a namespace say, and what has to be remembered is in
+a Secret there; of several such control planes one leads and the others stand by.`,
 		Example: `  # The control plane of a fleet file
   mobula control -f fleet.yaml --data /var/lib/mobula/control
 
   # With a router: all that a fleet on a Ray cluster needs
   mobula control -f fleet.yaml --router :8000
 
+  # In a Kubernetes cluster, as the Helm chart runs it
+  mobula control --kubernetes --namespace serving
+
   # For bare metal then: let hosts join, with the command that this prints
   mobula token --config /var/lib/mobula/control/client.json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.control(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.objects.check(cmd, "state-secret", "lease", "image"); err != nil {
+				return err
+			}
+			if !o.objects.on {
+				return a.control(cmd.Context(), o)
+			}
+			if o.file != "" || o.router != "" || cmd.Flags().Changed("data") {
+				return usagef("--kubernetes: the fleet and what has to be remembered are in the cluster: -f, --data and --router don't go with it")
+			}
+			return a.controlObjects(cmd.Context(), o)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "file", "f", "", "fleet file to apply, at the start and when it changes")
@@ -79,6 +100,10 @@ With --router a router runs in the same process: enough for a small fleet, while
 	f.StringVar(&o.address, "address", "", "host or host:port where agents, routers and commands reach it (default this host's name, or the address it listens on)")
 	f.StringVar(&o.data, "data", dataFolder("control"), "folder for what has to survive a restart")
 	f.StringVar(&o.router, "router", "", "run a router too, on this address, host:port")
+	o.objects.flags(cmd)
+	f.StringVar(&o.state, "state-secret", "mobula-state", "with --kubernetes: Secret for what has to survive a restart")
+	f.StringVar(&o.lease, "lease", "mobula-control", "with --kubernetes: Lease by which one of several control planes leads")
+	f.StringVar(&o.image, "image", os.Getenv("MOBULA_IMAGE"), "with --kubernetes: image of this program, for simulated engines ($MOBULA_IMAGE)")
 	logFlags(cmd, &o.log)
 	yamlFiles(cmd, "file")
 	return cmd
@@ -145,24 +170,11 @@ func (a *app) control(ctx context.Context, o controlOptions) error {
 		}
 		defer func() { _ = front.Close() }()
 	}
-	reach := reachable(l.Addr(), o.address)
-	host, _, _ := net.SplitHostPort(reach)
-	creds, err := ca.Credentials(trust.RoleControl, "control", []string{host, "localhost", loopback}, controlLife)
+	p, access, err := identity{db, id, ca, token}.plane(l, o.address, planeOptions{Logger: logger, Kubernetes: kubernetes.Options{OwnImage: o.image}})
 	if err != nil {
 		return err
 	}
-	access := client.Config{URL: "https://" + reach, Token: token, CA: string(ca.PEM())}
 	path, err := saveAccess(o.data, access)
-	if err != nil {
-		return err
-	}
-	p, err := newPlane(planeOptions{
-		Store: db, ID: id, Token: token, Gate: &gate{id: id, ca: ca, store: db}, EngineKey: engineKey(), Logger: logger, Version: thisBuild().Version,
-		Listener: tls.NewListener(l, creds.ServerTLS()),
-		Dial: func(_, address string) static.AgentClient {
-			return agent.NewClient(address, creds.ClientTLS(trust.RoleAgent))
-		},
-	})
 	if err != nil {
 		return err
 	}
@@ -192,6 +204,32 @@ func (a *app) control(ctx context.Context, o controlOptions) error {
 		return err
 	}
 	return nil
+}
+
+// identity is who a control plane is, and where it keeps what it has to remember.
+type identity struct {
+	store state.Store
+	id    string
+	ca    *trust.CA
+	token mobula.Secret
+}
+
+// plane makes the control plane that serves at l, and how it is reached; o lacks who and where it is.
+func (i identity) plane(l net.Listener, address string, o planeOptions) (*plane, client.Config, error) {
+	reach := reachable(l.Addr(), address)
+	host, _, _ := net.SplitHostPort(reach)
+	creds, err := i.ca.Credentials(trust.RoleControl, "control", []string{host, "localhost", loopback}, controlLife)
+	if err != nil {
+		return nil, client.Config{}, err
+	}
+	o.Store, o.ID, o.Token, o.Gate = i.store, i.id, i.token, &gate{id: i.id, ca: i.ca, store: i.store}
+	o.EngineKey, o.Version = engineKey(), thisBuild().Version
+	o.Listener = tls.NewListener(l, creds.ServerTLS())
+	o.Dial = func(_, address string) static.AgentClient {
+		return agent.NewClient(address, creds.ClientTLS(trust.RoleAgent))
+	}
+	p, err := newPlane(o)
+	return p, client.Config{URL: "https://" + reach, Token: i.token, CA: string(i.ca.PEM())}, err
 }
 
 // routeBeside runs a router of the control plane's fleet until ctx ends, or work, which ends when another part has failed.

@@ -17,11 +17,14 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/kuberay"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
 	"github.com/mobula-serve/mobula/adapters/ray"
 	"github.com/mobula-serve/mobula/adapters/static"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/api"
 	"github.com/mobula-serve/mobula/engine"
+	"github.com/mobula-serve/mobula/kube"
 	"github.com/mobula-serve/mobula/state"
 	"github.com/mobula-serve/mobula/trust"
 )
@@ -36,7 +39,11 @@ type planeOptions struct {
 	Gate     *gate // takes hosts in; nil takes none
 	// EngineKey is what vLLM engines ask for, if anything.
 	EngineKey mobula.Secret
-	Logger    *slog.Logger
+	// Kubernetes sets up the platforms of Kubernetes clusters.
+	Kubernetes kubernetes.Options
+	// Backend is what the admin API speaks to. Default: the control plane itself.
+	Backend func(*control.Control) api.Backend
+	Logger  *slog.Logger
 	Version   string
 }
 
@@ -45,6 +52,9 @@ type plane struct {
 	control *control.Control
 	hosts   *static.Hosts
 	cluster *ray.Cluster
+	pods    *kubernetes.Cluster
+	// platforms is the one of them that the fleet names.
+	platforms *platforms
 	// endpoints are those of the platform.
 	endpoints adapters.Discoverer
 	api       *api.Server
@@ -67,14 +77,29 @@ func newPlane(o planeOptions) (*plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("platform ray: %w", err)
 	}
-	all := newPlatforms(p.hosts, p.cluster)
-	p.control, err = control.New(control.Options{Store: o.Store, Placer: all, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
+	o.Kubernetes.Logger, o.Kubernetes.Version = o.Logger, o.Version
+	o.Kubernetes.Workloads = []kube.Workload{kubernetes.Deployments{}, kubernetes.StatefulSets{}, kuberay.New()}
+	o.Kubernetes.Check = func(ctx context.Context, c *kubernetes.Connection, want mobula.Platform) error {
+		if want.KubeRay == nil {
+			return nil
+		}
+		return kuberay.Check(ctx, c.Client.Discovery())
+	}
+	if p.pods, err = kubernetes.New(o.Kubernetes); err != nil {
+		return nil, fmt.Errorf("platform kubernetes: %w", err)
+	}
+	p.platforms = newPlatforms(p.hosts, p.cluster, p.pods)
+	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.platforms, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
 	if err != nil {
 		return nil, err
 	}
-	p.endpoints = withKey(all.endpoints, o.EngineKey)
+	p.endpoints = withKey(p.platforms.endpoints, o.EngineKey)
+	backend := api.Backend(p.control)
+	if o.Backend != nil {
+		backend = o.Backend(p.control)
+	}
 	serve := api.Options{
-		Backend: p.control, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
+		Backend: backend, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
 		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,
 	}
 	if o.Gate != nil {
@@ -111,6 +136,7 @@ func (p *plane) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.hosts.Run(ctx) })
 	g.Go(func() error { return p.cluster.Run(ctx) })
+	g.Go(func() error { return p.pods.Run(ctx) })
 	g.Go(func() error { return p.control.Run(ctx) })
 	served := make(chan struct{})
 	g.Go(func() error {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
 	"github.com/mobula-serve/mobula/adapters/ray"
 	"github.com/mobula-serve/mobula/adapters/static"
 )
@@ -21,18 +22,27 @@ type platform interface {
 	Discoverer() adapters.Discoverer
 }
 
+// settable is a platform that is there once it has been configured. Told of a section that is not its own it lets go of what it had,
+// and refuses while it looks after replicas.
+type settable interface {
+	platform
+	adapters.Configurer
+	Configured() bool
+}
+
 // platforms is the platform that the fleet names, and hosts of mobula agent before there is a fleet.
 type platforms struct {
 	hosts   *static.Hosts
 	cluster *ray.Cluster
+	pods    *kubernetes.Cluster
 	// endpoints are those of the platform; it is not known before the first Configure.
 	endpoints *switched
 
 	current atomic.Pointer[platform]
 }
 
-func newPlatforms(hosts *static.Hosts, cluster *ray.Cluster) *platforms {
-	p := &platforms{hosts: hosts, cluster: cluster, endpoints: newSwitched()}
+func newPlatforms(hosts *static.Hosts, cluster *ray.Cluster, pods *kubernetes.Cluster) *platforms {
+	p := &platforms{hosts: hosts, cluster: cluster, pods: pods, endpoints: newSwitched()}
 	p.current.Store(new(platform(hosts)))
 	return p
 }
@@ -45,30 +55,42 @@ func (p *platforms) use(now platform) {
 
 func (p *platforms) now() platform { return *p.current.Load() }
 
-// Configure has the fleet's platform be the one that is asked from now on. The other one has to be empty: nobody
-// would look after what it runs.
+// Configure has the fleet's platform be the one that is asked from now on. The others have to be empty: nobody
+// would look after what they run.
 func (p *platforms) Configure(ctx context.Context, fleet string, want mobula.Platform, dry bool) error {
-	if want.Ray == nil {
-		if err := p.cluster.Configure(ctx, fleet, want, dry); err != nil {
+	var to settable // nil for hosts of mobula agent
+	switch {
+	case want.Ray != nil:
+		to = p.cluster
+	case want.OnKubernetes() != nil:
+		to = p.pods
+	}
+	if n := p.hosts.Replicas(); to != nil && n > 0 {
+		return fmt.Errorf("%s on hosts of mobula agent: delete the models before the fleet moves to another platform", count(n, "replica"))
+	}
+	for _, other := range []settable{p.cluster, p.pods} {
+		if other == to {
+			continue
+		}
+		if err := other.Configure(ctx, fleet, want, dry); err != nil {
 			return err
 		}
-		if dry {
-			return nil
+	}
+	if to != nil {
+		err := to.Configure(ctx, fleet, want, dry)
+		if !dry && to.Configured() {
+			p.use(to)
 		}
-		p.use(p.hosts)
-		if want.Static == nil {
-			return nil
-		}
-		return p.hosts.Update(*want.Static)
+		return err
 	}
-	if n := p.hosts.Replicas(); n > 0 {
-		return fmt.Errorf("%s on hosts of mobula agent: delete the models before the fleet moves to a Ray cluster", count(n, "replica"))
+	if dry {
+		return nil
 	}
-	err := p.cluster.Configure(ctx, fleet, want, dry)
-	if !dry && p.cluster.Configured() {
-		p.use(p.cluster)
+	p.use(p.hosts)
+	if want.Static == nil {
+		return nil
 	}
-	return err
+	return p.hosts.Update(*want.Static)
 }
 
 func (p *platforms) Apply(ctx context.Context, d adapters.Deployment) error {
@@ -113,18 +135,19 @@ func (p *platforms) Cordon(ctx context.Context, host string, on bool) error {
 
 func (p *platforms) Forget(ctx context.Context, host string) error { return p.now().Forget(ctx, host) }
 
-// Fetch is for the hosts' agents: on a Ray cluster nothing of ours runs beside an engine.
+// Fetch is for the hosts' agents: elsewhere nothing of ours runs beside an engine.
 func (p *platforms) Fetch(ctx context.Context, replica, source string) (string, error) {
 	f, ok := p.now().(adapters.Fetcher)
 	if !ok {
-		return "", fmt.Errorf("%s: no URL can be fetched on a Ray cluster: give a folder that all nodes have, or a name on the Hugging Face hub", source)
+		return "", fmt.Errorf("%s: on this platform no URL can be fetched: give a folder that all engines have, or a name on the Hugging Face hub", source)
 	}
 	return f.Fetch(ctx, replica, source)
 }
 
 var (
 	_ platform            = (*static.Hosts)(nil)
-	_ platform            = (*ray.Cluster)(nil)
+	_ settable            = (*ray.Cluster)(nil)
+	_ settable            = (*kubernetes.Cluster)(nil)
 	_ adapters.Configurer = (*platforms)(nil)
 	_ adapters.Fetcher    = (*platforms)(nil)
 	_ adapters.Teller     = (*platforms)(nil)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
 	"github.com/mobula-serve/mobula/adapters/providers"
 	"github.com/mobula-serve/mobula/engine"
 	"github.com/mobula-serve/mobula/router/flow"
@@ -40,9 +41,12 @@ type routerOptions struct {
 	Listener  net.Listener
 	Logger    *slog.Logger
 	Version   string
-	// Plane is the control plane that the router follows and reports to, nil for none; Endpoints are what that runs.
+	// Plane is the control plane that the router follows and reports to, nil for none; Endpoints are what that runs, nil when the router
+	// is to look for them itself.
 	Plane     planeLink
 	Endpoints adapters.Discoverer
+	// Kubernetes is how the router finds the engines of a fleet on a Kubernetes cluster by itself.
+	Kubernetes kubernetes.DiscoveryOptions
 }
 
 // planeLink is what a router needs of a control plane: the one in this process, or a client of another.
@@ -121,7 +125,7 @@ func newRouter(o routerOptions) (*router, error) {
 	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.registry.MustRegister(buildInfo(o.Version, f.Name))
 	var err error
-	if r.source, err = newSource(f, o.Plane != nil, o.Logger); err != nil {
+	if r.source, err = newSource(f, o.Plane != nil && o.Endpoints != nil, o.Kubernetes, o.Logger); err != nil {
 		return nil, err
 	}
 	if r.others, err = providers.New(f.Providers, providers.Options{}); err != nil {

@@ -20,17 +20,19 @@ import (
 type routerCommandOptions struct {
 	file, addr string
 	access     access
+	objects    objectFlags
 }
 
 func (a *app) routerCommand() *cobra.Command {
 	o := routerCommandOptions{}
 	cmd := &cobra.Command{
-		Use:                   "router -f FILE | --config FILE",
+		Use:                   "router -f FILE | --config FILE | --kubernetes",
 		DisableFlagsInUseLine: true,
 		Short:                 "Run a router of a fleet",
 		Long: `Runs a router. With -f for engines that already run, as a fleet file lists them: the file is read again when it
 changes and on SIGHUP; a bad one changes nothing and is reported. With --config or --control for a control plane's
-fleet: it follows what is applied there, and goes on with what it knows while the control plane is away.
+fleet: it follows what is applied there, and goes on with what it knows while the control plane is away. With --kubernetes
+for a fleet of a Kubernetes cluster: it reads the Fleet and Model objects and finds the engines' pods by itself.
 
 The first SIGINT or SIGTERM stops taking requests and lets running ones finish, a second one stops at once.`,
 		Example: `  mobula router -f fleet.yaml
@@ -39,14 +41,20 @@ The first SIGINT or SIGTERM stops taking requests and lets running ones finish, 
   mobula router -f fleet.yaml --listen 127.0.0.1:9000
 
   # For the engines that a control plane runs
-  mobula router --config /etc/mobula/client.json`,
+  mobula router --config /etc/mobula/client.json
+
+  # In a Kubernetes cluster, as the Helm chart runs it
+  mobula router --kubernetes --namespace serving --control-secret mobula-control`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.file == "" && !o.access.given() {
-				return usagef("which fleet? give its file with -f, or its control plane with --config or --control")
+			if err := o.objects.check(cmd); err != nil {
+				return err
 			}
-			if o.file != "" && o.access.given() {
-				return usagef("-f and a control plane: want one of them")
+			switch given := countTrue(o.file != "", o.access.given(), o.objects.on); {
+			case given == 0:
+				return usagef("which fleet? give its file with -f, its control plane with --config or --control, or --kubernetes")
+			case given > 1:
+				return usagef("-f, a control plane and --kubernetes: want one of them")
 			}
 			return a.router(cmd.Context(), o)
 		},
@@ -54,21 +62,39 @@ The first SIGINT or SIGTERM stops taking requests and lets running ones finish, 
 	cmd.Flags().StringVarP(&o.file, "file", "f", "", "fleet file")
 	cmd.Flags().StringVar(&o.addr, "listen", "", "address to listen on, host:port, in place of the file's")
 	o.access.flags(cmd)
+	o.objects.flags(cmd)
 	yamlFiles(cmd, "file")
 	return cmd
+}
+
+// countTrue is how many are true.
+func countTrue(all ...bool) (n int) {
+	for _, is := range all {
+		if is {
+			n++
+		}
+	}
+	return n
 }
 
 func (a *app) router(ctx context.Context, o routerCommandOptions) error {
 	defer outliveReaders()()
 	r := routerOptions{FleetPath: o.file, Version: thisBuild().Version}
-	from := "router.listen of " + o.file + " or --listen"
-	if o.file != "" {
+	from := "router.listen of the fleet or --listen"
+	switch {
+	case o.file != "":
 		fleet, err := mobula.LoadFile(o.file)
 		if err != nil {
 			return fleetError(o.file, err)
 		}
-		r.Fleet = fleet
-	} else {
+		r.Fleet, from = fleet, "router.listen of "+o.file+" or --listen"
+	case o.objects.on:
+		stop, err := a.followObjects(ctx, o.objects, &r)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	default:
 		plane, err := o.access.client(slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
@@ -78,7 +104,6 @@ func (a *app) router(ctx context.Context, o routerCommandOptions) error {
 			return err
 		}
 		r.Plane, r.Endpoints = plane, plane.Discoverer()
-		from = "router.listen of the fleet or --listen"
 	}
 	var err error
 	if r.Logger, err = newLogger(a.stderr, r.Fleet.Router.Log); err != nil {
@@ -117,7 +142,7 @@ func (a *app) firstFleet(ctx context.Context, plane fleetSource) (*mobula.Fleet,
 		}
 		if why != said {
 			said = why
-			c.line("waiting for the control plane's fleet: %s", why)
+			c.line("waiting for the fleet: %s", why)
 		}
 		pause(ctx, followPause)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
 	"github.com/mobula-serve/mobula/adapters/ray"
 	"github.com/mobula-serve/mobula/adapters/static"
 )
@@ -76,17 +77,19 @@ func (s *switched) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
 type source struct {
 	*switched
 	fixed   *static.Discovery
-	cluster *ray.Discovery // nil before the fleet is on a Ray cluster
-	follows bool           // a control plane tells of what is on the cluster
+	cluster *ray.Discovery        // nil before the fleet is on a Ray cluster
+	pods    *kubernetes.Discovery // nil before the fleet is on a Kubernetes cluster
+	options kubernetes.DiscoveryOptions
+	follows bool // a control plane tells of what is on the cluster
 	logger  *slog.Logger
 }
 
-func newSource(f *mobula.Fleet, follows bool, logger *slog.Logger) (*source, error) {
+func newSource(f *mobula.Fleet, follows bool, pods kubernetes.DiscoveryOptions, logger *slog.Logger) (*source, error) {
 	fixed, err := static.New(mobula.Static{}, static.Options{})
 	if err != nil {
 		return nil, err
 	}
-	s := &source{switched: newSwitched(), fixed: fixed, follows: follows, logger: logger}
+	s := &source{switched: newSwitched(), fixed: fixed, follows: follows, options: pods, logger: logger}
 	return s, s.update(f)
 }
 
@@ -104,6 +107,19 @@ func (s *source) update(f *mobula.Fleet) error {
 			return fmt.Errorf("platform.ray: %w", err)
 		}
 		s.set(s.cluster)
+		return nil
+	}
+	if p.OnKubernetes() != nil && !s.follows {
+		var err error
+		if s.pods == nil {
+			s.pods, err = kubernetes.NewDiscovery(f.Name, p, s.options)
+		} else {
+			err = s.pods.Update(f.Name, p)
+		}
+		if err != nil {
+			return err
+		}
+		s.set(s.pods)
 		return nil
 	}
 	var endpoints mobula.Static

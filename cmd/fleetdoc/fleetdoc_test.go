@@ -27,7 +27,7 @@ const (
 func TestCommittedFilesAreFresh(t *testing.T) {
 	files, err := generate(root)
 	require.NoError(t, err)
-	require.Len(t, files, 2)
+	require.Len(t, files, 7)
 	for name, want := range files {
 		got, err := os.ReadFile(filepath.Join(root, name))
 		require.NoError(t, err)
@@ -37,25 +37,38 @@ func TestCommittedFilesAreFresh(t *testing.T) {
 	}
 }
 
-func TestExampleLoadsAndIsComplete(t *testing.T) {
+func TestExamplesLoadAndAreComplete(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(root, "docs/fleet.md"))
 	require.NoError(t, err)
-	_, rest, _ := strings.Cut(string(page), "```yaml\n")
-	file, rest, ok := strings.Cut(rest, "```\n")
-	require.True(t, ok)
-	_, rest, _ = strings.Cut(rest, "```yaml\n")
-	onRay, _, ok := strings.Cut(rest, "```\n")
-	require.True(t, ok)
-	_, err = mobula.Load([]byte(header+onRay), "docs/fleet.md")
-	require.NoError(t, err)
-	fleet, err := mobula.Load([]byte(file), "docs/fleet.md")
+	var blocks []string
+	for _, block := range strings.Split(string(page), "```yaml\n")[1:] {
+		text, _, closed := strings.Cut(block, "```\n")
+		require.True(t, closed)
+		blocks = append(blocks, text)
+	}
+	require.Len(t, blocks, 4)
+	const model = "models: [{name: m, replicas: 1}]\n"
+	for _, part := range blocks[1:] {
+		_, err = mobula.Load([]byte(header+model+part), "docs/fleet.md")
+		require.NoError(t, err)
+	}
+	fleet, err := mobula.Load([]byte(blocks[0]), "docs/fleet.md")
 	require.NoError(t, err)
 	require.Empty(t, cmp.Diff(mobula.Default().Router, fleet.Router), "the example shows the defaults")
 	require.Empty(t, cmp.Diff(mobula.Default().KV, fleet.KV))
 	eachField(t, func(path string, f field, _ reflect.Value) {
-		if strings.HasPrefix(path, "platform.ray") {
-			require.Contains(t, onRay, f.name+":", path)
-			return
+		file := blocks[0]
+		switch {
+		case strings.HasPrefix(path, "platform.ray"):
+			file = blocks[1]
+		case strings.HasPrefix(path, "platform.kuberay.kubernetes."), strings.HasPrefix(path, "models[].kubernetes."):
+			return // those of platform.kubernetes
+		case strings.HasPrefix(path, "platform.kubernetes"):
+			file = blocks[2]
+		case path == "platform.kuberay.shared.cluster", path == "platform.kuberay.shared.service":
+			return // in a comment: only one is allowed
+		case strings.HasPrefix(path, "platform.kuberay"):
+			file = blocks[3]
 		}
 		require.Contains(t, file, f.name+":", path)
 	})
@@ -93,13 +106,20 @@ func TestCommentsStateTheBounds(t *testing.T) {
 		return err
 	}
 	choices, bounds := 0, 0
+	needsKubeRay := func(path, choice string) bool {
+		return choice == "RayCluster" && strings.HasPrefix(path, "platform.kubernetes.")
+	}
 	eachField(t, func(path string, f field, v reflect.Value) {
 		if f.list {
 			return
 		}
 		for _, choice := range f.oneOf {
 			choices++
-			require.NoError(t, load(path, choice), path)
+			if err := load(path, choice); needsKubeRay(path, choice) {
+				require.ErrorContains(t, err, "platform kuberay")
+			} else {
+				require.NoError(t, err, path)
+			}
 			require.ErrorContains(t, load(path, choice+"x"), path[strings.LastIndex(path, ".")+1:], path)
 		}
 		named := strings.ReplaceAll(path, "[]", "[0]")
@@ -132,6 +152,18 @@ func withField(t *testing.T, path, value string) map[string]any {
 	require.NoError(t, json.Unmarshal([]byte(smallest), &fleet))
 	if strings.HasPrefix(path, "platform.ray.") {
 		fleet["platform"] = map[string]any{"ray": map[string]any{"address": "http://ray:8265", "serve": []any{map[string]any{"name": "s"}}}}
+	}
+	for _, name := range []string{"kubernetes", "kuberay"} {
+		if strings.HasPrefix(path, "platform."+name+".") {
+			k := map[string]any{"pods": map[string]any{"data": map[string]any{"size": "1GiB"}}, "discover": []any{map[string]any{"selector": "a"}}}
+			fleet["platform"] = map[string]any{name: k}
+			if name == "kuberay" {
+				fleet["platform"] = map[string]any{name: map[string]any{"kubernetes": k}}
+			}
+		}
+	}
+	if strings.HasPrefix(path, "models[].kubernetes.") {
+		fleet["models"].([]any)[0].(map[string]any)["kubernetes"] = map[string]any{"data": map[string]any{"size": "1GiB"}}
 	}
 	at := fleet
 	parts := strings.Split(path, ".")
@@ -176,7 +208,7 @@ func beyond(t *testing.T, typ reflect.Type, bound string, step int64) string {
 // eachField calls f for every field that a fleet file can have, with its default.
 func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	t.Helper()
-	types, err := readTypes(filepath.Join(root, "fleet.go"), filepath.Join(root, "model.go"), filepath.Join(root, "kubernetes.go"))
+	types, err := readTypes(fleetSources(root)...)
 	require.NoError(t, err)
 	seen := map[string]bool{}
 	loaded, err := mobula.Load([]byte(smallest), "smallest.yaml")
@@ -185,10 +217,17 @@ func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 	require.NoError(t, err)
 	ray := *onRay.Platform.Ray
 	ray.Address, ray.Serve = "", nil
+	withKubeRay, err := mobula.Load([]byte(header+"models: [{name: m, replicas: 1}]\nplatform: {kuberay: {kubernetes: {discover: [{selector: a}]}}}"), "kuberay.yaml")
+	require.NoError(t, err)
+	kuberay := *withKubeRay.Platform.KubeRay
+	discover := kuberay.Kubernetes.Discover[0]
+	discover.Selector, kuberay.Kubernetes.Discover = "", nil
 	provider := loaded.Providers[0]
 	provider.URL, provider.Models = "", nil
 	items := map[string]any{
 		"platform.static": mobula.Static{HostTimeout: loaded.Platform.Static.HostTimeout}, "platform.static.endpoints[]": mobula.StaticEndpoint{},
+		"platform.kubernetes": mobula.Kubernetes{}, "platform.kubernetes.discover[]": discover,
+		"platform.kuberay": kuberay, "platform.kuberay.kubernetes.discover[]": discover,
 		"platform.ray": ray, "platform.ray.serve[]": mobula.RayServe{},
 		"models[]": mobula.NewModel(""), "models[].loras[]": mobula.LoRA{},
 		"providers[]": provider, "providers[].models[]": mobula.ProviderModel{},
@@ -218,30 +257,41 @@ func eachField(t *testing.T, f func(path string, f field, v reflect.Value)) {
 }
 
 func TestSchemaIsClosedAndDescribed(t *testing.T) {
-	data, err := os.ReadFile(filepath.Join(root, "docs/fleet.schema.json"))
-	require.NoError(t, err)
-	var s schema
-	require.NoError(t, json.Unmarshal(data, &s))
-	require.Equal(t, []string{"apiVersion", "kind", "platform"}, s.Required)
-	var check func(path string, s, top *schema)
-	check = func(path string, s, top *schema) {
-		if name, ok := strings.CutPrefix(s.Ref, "#/$defs/"); ok {
-			require.Contains(t, top.Defs, name, path)
+	for file, required := range map[string][]string{
+		"docs/fleet.schema.json": {"apiVersion", "kind", "platform"}, "charts/mobula/values.schema.json": nil,
+	} {
+		t.Run(file, func(t *testing.T) {
+			data, err := os.ReadFile(filepath.Join(root, file))
+			require.NoError(t, err)
+			var s schema
+			require.NoError(t, json.Unmarshal(data, &s))
+			require.Equal(t, required, s.Required)
+			checkClosed(t, &s)
+		})
+	}
+}
+
+func checkClosed(t *testing.T, top *schema) {
+	t.Helper()
+	var check func(path string, s *schema)
+	check = func(path string, s *schema) {
+		if name, ok := strings.CutPrefix(s.Ref, "#/definitions/"); ok {
+			require.Contains(t, top.Definitions, name, path)
 		}
 		if s.Properties != nil {
 			require.Equal(t, false, s.Additional, path)
 		}
 		for name, p := range s.Properties {
 			require.NotEmpty(t, p.Description, path+"."+name)
-			check(path+"."+name, p, top)
+			check(path+"."+name, p)
 		}
 		if s.Items != nil {
-			check(path+"[]", s.Items, top)
+			check(path+"[]", s.Items)
 		}
 	}
-	check("", &s, &s)
-	for name, def := range s.Defs {
-		check(name, def, &s)
+	check("", top)
+	for name, def := range top.Definitions {
+		check(name, def)
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 // writeReference gives docs/fleet.md.
 func writeReference(types map[string]structType) string {
 	var b strings.Builder
-	b.WriteString(`<!-- Written by cmd/fleetdoc from fleet.go and model.go: change the comments there and run go generate ./... -->
+	b.WriteString(`<!-- Written by cmd/fleetdoc from fleet.go, model.go and kubernetes.go: change the comments there and run go generate ./... -->
 
 # The fleet file
 
@@ -25,27 +25,55 @@ with problems leaves the running fleet as it is: one log line tells them, and ` 
 
 A complete example; only apiVersion, kind and platform are required:
 
-` + "```yaml\n" + example + "```\n\nOn a [Ray cluster](ray.md) the platform is another one:\n\n```yaml\n" + exampleRay + "```\n")
-	writeSection(&b, types, "Fleet", "")
-	return b.String()
+` + "```yaml\n" + example + "```\n\nOn a [Ray cluster](ray.md) the platform is another one:\n\n```yaml\n" + exampleRay +
+		"```\n\nOn Kubernetes:\n\n```yaml\n" + exampleKubernetes + "```\n\nAnd on Kubernetes with KubeRay:\n\n```yaml\n" + exampleKubeRay + "```\n")
+	p := page{types: types, links: map[string]string{}}
+	p.section("Fleet", "", "Top level")
+	return b.String() + p.text.String()
 }
 
-// writeSection writes the table of a struct that stands at path, then those of its fields.
-func writeSection(b *strings.Builder, types map[string]structType, name, path string) {
-	title := path
-	if path == "" {
-		title = "Top level"
+// writeValues gives docs/values.md.
+func writeValues(types map[string]structType) string {
+	fleet := page{types: types, links: map[string]string{}}
+	fleet.section("Fleet", "", "")
+	p := page{types: types, links: map[string]string{}}
+	for name, link := range fleet.links { // what a fleet file has is told there
+		p.links[name] = strings.Replace(link, "](#", "](fleet.md#", 1)
 	}
-	t := types[name]
-	fmt.Fprintf(b, "\n## %s\n\n%s\n\n| field | type | default | meaning |\n|---|---|---|---|\n", title, t.doc)
+	p.text.WriteString(`<!-- Written by cmd/fleetdoc from cmd/fleetdoc/values.go and values_parts.go: change the comments there and run go generate ./... -->
+
+# The chart's values
+
+All values of ` + "`charts/mobula`" + `. None is required. Unknown ones and wrong types are refused before anything is installed. What
+` + "`platform`, `models` and `fleet`" + ` have is what a [fleet file](fleet.md) has: the chart makes a Fleet object and Model objects of them.
+
+`)
+	p.section("Values", "", "Top level")
+	return strings.Replace(p.text.String(), "\n\n\n", "\n\n", 1)
+}
+
+// page is a reference that is being written.
+type page struct {
+	types map[string]structType
+	links map[string]string // to the section of a struct, by its name: each is told once
+	text  strings.Builder
+}
+
+// section writes the table of a struct that stands at path, then those of its fields that have none yet.
+func (p *page) section(name, path, title string) {
+	t := p.types[name]
+	fmt.Fprintf(&p.text, "\n## %s\n\n%s\n\n| field | type | default | meaning |\n|---|---|---|---|\n", title, t.doc)
+	var next []field
 	for _, f := range t.fields {
-		_, section := types[f.typ]
-		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", f.name, typeName(f, section, below(path, f)), defaultText(f), cell(describe(f)))
-	}
-	for _, f := range t.fields {
-		if _, ok := types[f.typ]; ok {
-			writeSection(b, types, f.typ, below(path, f))
+		if _, isStruct := p.types[f.typ]; isStruct && p.links[f.typ] == "" {
+			at := below(path, f)
+			p.links[f.typ] = "[" + at + "](#" + strings.ToLower(strings.NewReplacer(".", "", "[]", "").Replace(at)) + ")"
+			next = append(next, f)
 		}
+		fmt.Fprintf(&p.text, "| `%s` | %s | %s | %s |\n", f.name, p.typeName(f), defaultText(f), cell(describe(f)))
+	}
+	for _, f := range next {
+		p.section(f.typ, below(path, f), below(path, f))
 	}
 }
 
@@ -61,14 +89,16 @@ func below(path string, f field) string {
 	return path
 }
 
-func typeName(f field, section bool, path string) string {
+func (p *page) typeName(f field) string {
 	name := map[string]string{
-		"string": "text", "bool": "true or false", "int": "whole number", "float64": "number",
+		"string": "text", "bool": "true or false", "int": "whole number", "float64": "number", "Object": "free-form mapping",
 		"Duration": "duration", "Size": "size", "Role": "text", "Range": "number or range", "PortRange": "range of ports",
 	}[f.typ]
-	if section {
-		anchor := strings.ToLower(strings.NewReplacer(".", "", "[]", "").Replace(path))
-		name = "[" + path + "](#" + anchor + ")"
+	if link := p.links[f.typ]; link != "" {
+		name = link
+	}
+	if f.number {
+		name = "text or whole number"
 	}
 	switch {
 	case f.mapping && f.typ == "any":

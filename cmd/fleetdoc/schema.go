@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
-// schema is a JSON Schema, as far as the fleet file needs it.
+// schema is a JSON Schema, as far as the fleet file and the chart's values need it.
 type schema struct {
 	Schema        string             `json:"$schema,omitempty"`
 	Title         string             `json:"title,omitempty"`
@@ -28,29 +29,45 @@ type schema struct {
 	Items         *schema            `json:"items,omitempty"`
 	Properties    map[string]*schema `json:"properties,omitempty"`
 	Additional    any                `json:"additionalProperties,omitempty"`
-	Defs          map[string]*schema `json:"$defs,omitempty"`
+	Definitions   map[string]*schema `json:"definitions,omitempty"`
 }
 
-// writeSchema gives docs/fleet.schema.json.
-func writeSchema(types map[string]structType) ([]byte, error) {
-	root, err := structSchema(types, "Fleet")
+// Patterns of values that are written as text.
+const (
+	durationPattern  = `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$`
+	sizePattern      = `^[0-9]+(KiB|MiB|GiB|KB|MB|GB)?$`
+	rangePattern     = `^[0-9]+(-[0-9]+)?$`
+	portRangePattern = `^([0-9]+-[0-9]+)?$`
+)
+
+// writeSchema gives the JSON Schema of a struct and all that is in it. It is of draft 7, which every version of Helm and every editor takes.
+func writeSchema(types map[string]structType, name, title string) ([]byte, error) {
+	root, err := structSchema(types, name)
 	if err != nil {
 		return nil, err
 	}
-	root.Schema, root.Title = "https://json-schema.org/draft/2020-12/schema", "Mobula fleet file"
-	root.Defs = map[string]*schema{
-		"Duration":  {Type: "string", Pattern: `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)$`},
-		"Size":      {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(KiB|MiB|GiB|KB|MB|GB)?$`, Minimum: "0"},
-		"Range":     {Type: []string{"integer", "string"}, Pattern: `^[0-9]+(-[0-9]+)?$`, Minimum: "0"},
-		"PortRange": {Type: "string", Pattern: `^([0-9]+-[0-9]+)?$`},
+	root.Schema, root.Title = "http://json-schema.org/draft-07/schema#", title
+	root.Definitions = map[string]*schema{}
+	var define func(name string) error
+	define = func(name string) error {
+		for _, f := range types[name].fields {
+			if simple := simpleSchema(f.typ); simple != nil {
+				root.Definitions[f.typ] = simple
+			}
+			if _, ok := types[f.typ]; !ok || root.Definitions[f.typ] != nil {
+				continue
+			}
+			if root.Definitions[f.typ], err = structSchema(types, f.typ); err != nil {
+				return err
+			}
+			if err := define(f.typ); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	for name := range types {
-		if name == "Fleet" {
-			continue
-		}
-		if root.Defs[name], err = structSchema(types, name); err != nil {
-			return nil, err
-		}
+	if err := define(name); err != nil {
+		return nil, err
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -60,14 +77,31 @@ func writeSchema(types map[string]structType) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// simpleSchema gives what stands under definitions for types that are written as text, nil for others.
+func simpleSchema(name string) *schema {
+	switch name {
+	case "Duration":
+		return &schema{Type: "string", Pattern: durationPattern}
+	case "Size":
+		return &schema{Type: []string{"integer", "string"}, Pattern: sizePattern, Minimum: "0"}
+	case "Range":
+		return &schema{Type: []string{"integer", "string"}, Pattern: rangePattern, Minimum: "0"}
+	case "PortRange":
+		return &schema{Type: "string", Pattern: portRangePattern}
+	}
+	return nil
+}
+
 func structSchema(types map[string]structType, name string) (*schema, error) {
 	t := types[name]
 	s := &schema{Description: t.doc, Type: "object", Properties: map[string]*schema{}, Additional: false}
 	if strings.Contains(t.doc, "Exactly one of its fields") {
 		s.MinProperties, s.MaxProperties = 1, 1
+	} else if strings.Contains(t.doc, "At most one of its fields") {
+		s.MaxProperties = 1
 	}
 	for _, f := range t.fields {
-		p, err := fieldSchema(types, f)
+		p, err := fieldSchema(types, name, f)
 		if err != nil {
 			return nil, fmt.Errorf("%s.%s: %w", name, f.name, err)
 		}
@@ -79,7 +113,7 @@ func structSchema(types map[string]structType, name string) (*schema, error) {
 	return s, nil
 }
 
-func fieldSchema(types map[string]structType, f field) (*schema, error) {
+func fieldSchema(types map[string]structType, owner string, f field) (*schema, error) {
 	s, err := typeSchema(types, f.typ)
 	if err != nil {
 		return nil, err
@@ -91,7 +125,10 @@ func fieldSchema(types map[string]structType, f field) (*schema, error) {
 	case f.list:
 		s = &schema{Type: "array", Items: s, MinItems: low}
 	default:
-		s.Const, s.Enum = f.fixed, f.oneOf
+		s.Const, s.Enum, s.Pattern = f.fixed, f.oneOf, patterns()[owner+"."+f.name]
+		if f.number {
+			s.Type = []string{"integer", "string"}
+		}
 		if s.Ref == "" { // bounds of durations and sizes are only in the description
 			s.Minimum, s.Maximum = low, high
 		}
@@ -120,15 +157,20 @@ func typeSchema(types map[string]structType, name string) (*schema, error) {
 		return &schema{Type: "number"}, nil
 	case "any":
 		return &schema{}, nil
+	case "Object":
+		return &schema{Type: "object"}, nil
 	}
-	if _, ok := types[name]; ok || name == "Duration" || name == "Size" || name == "Range" || name == "PortRange" {
-		return &schema{Ref: "#/$defs/" + name}, nil
+	if _, ok := types[name]; ok || simpleSchema(name) != nil {
+		return &schema{Ref: "#/definitions/" + name}, nil
 	}
 	return nil, fmt.Errorf("no schema for type %s", name)
 }
 
 // literal gives a field's default as JSON.
 func literal(f field) (json.RawMessage, error) {
+	if _, err := strconv.Atoi(f.fallback); f.number && err == nil {
+		return json.RawMessage(f.fallback), nil
+	}
 	switch f.typ {
 	case "bool", "int", "float64":
 		if !json.Valid([]byte(f.fallback)) {

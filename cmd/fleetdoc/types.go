@@ -11,18 +11,20 @@ import (
 	"strings"
 )
 
-// structType is one struct of the fleet file.
+// structType is one struct of the fleet file, of the chart's values or of a custom resource.
 type structType struct {
+	name   string
 	doc    string
 	fields []field
 }
 
-// field is one field of the fleet file, with what its comment says.
+// field is one field of a struct, with what its comment says.
 type field struct {
 	name     string // as in the file
-	typ      string // string, bool, int, float64, any, Duration, Size, Role, Range, PortRange, or a struct's name
+	typ      string // string, bool, int, float64, any, Object, Duration, Size, Role, Range, PortRange, or a struct's name
 	list     bool   // of typ
 	mapping  bool   // of text to typ
+	number   bool   // text that may be written as a whole number
 	doc      string // without what the members below hold, but for bounds
 	fallback string // the default: a literal as in the file
 	derived  string // the default in words
@@ -63,7 +65,7 @@ func readFile(file *ast.File, types map[string]structType) error {
 			if !ok {
 				continue
 			}
-			t := structType{doc: text(gen.Doc)}
+			t := structType{name: spec.Name.Name, doc: text(gen.Doc)}
 			for _, f := range s.Fields.List {
 				if len(f.Names) != 1 {
 					return fmt.Errorf("%s: want one name for each field", spec.Name.Name)
@@ -89,16 +91,21 @@ func readField(f *ast.Field) (field, error) {
 	if err != nil {
 		return out, err
 	}
-	out.name = reflect.StructTag(tag).Get("yaml")
-	switch t := f.Type.(type) {
+	out.name, out.number = reflect.StructTag(tag).Get("yaml"), reflect.StructTag(tag).Get("takes") == "numbers"
+	expr := f.Type
+	switch t := expr.(type) {
+	case *ast.StarExpr:
+		expr = t.X
+	case *ast.ArrayType:
+		expr, out.list = t.Elt, true
+	case *ast.MapType:
+		expr, out.mapping = t.Value, true
+	}
+	switch t := expr.(type) {
 	case *ast.Ident:
 		out.typ = t.Name
-	case *ast.StarExpr:
-		out.typ = t.X.(*ast.Ident).Name
-	case *ast.ArrayType:
-		out.typ, out.list = t.Elt.(*ast.Ident).Name, true
-	case *ast.MapType:
-		out.typ, out.mapping = t.Value.(*ast.Ident).Name, true
+	case *ast.SelectorExpr: // mobula.Model
+		out.typ = t.Sel.Name
 	default:
 		return out, fmt.Errorf("unknown type %T", t)
 	}
@@ -118,7 +125,7 @@ func (f *field) readComment(comment string) error {
 	}
 	f.required = cut(`(Required)\.`) != ""
 	f.fixed = cut(`Always (\S+)\.`)
-	f.derived = cut(`Default: ([^.]+)\.`)
+	f.derived = cut(`Default: ((?:[^.]|\.[^ ])+)\.`)
 	if m := cut(`Default (\S+(?: \([^)]*\))?)\.`); m != "" {
 		f.fallback, f.derived, _ = strings.Cut(m, " ")
 	}

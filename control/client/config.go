@@ -50,14 +50,15 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read the control plane's config: %w", err)
 	}
-	c, err := decodeConfig(data)
+	c, err := DecodeConfig(data)
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: want an object with url, token and ca: %w", path, err)
 	}
 	return c, nil
 }
 
-func decodeConfig(data []byte) (Config, error) {
+// DecodeConfig reads what Encode gave, strictly.
+func DecodeConfig(data []byte) (Config, error) {
 	var c configFile
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
@@ -75,14 +76,20 @@ func decodeConfig(data []byte) (Config, error) {
 
 // SaveConfig writes a Config for its owner only (mode 0600), all of it or nothing. Missing folders are made.
 func SaveConfig(path string, c Config) error {
-	data, err := json.MarshalIndent(configFile{URL: c.URL, Token: string(c.Token), CA: c.CA}, "", "  ")
+	data, err := c.Encode()
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(path, append(data, '\n')); err != nil {
+	if err := replaceFile(path, data); err != nil {
 		return fmt.Errorf("write the control plane's config: %w", err)
 	}
 	return nil
+}
+
+// Encode gives c as it is written: JSON, with its token.
+func (c Config) Encode() ([]byte, error) {
+	data, err := json.MarshalIndent(configFile{URL: c.URL, Token: string(c.Token), CA: c.CA}, "", "  ")
+	return append(data, '\n'), err
 }
 
 // replaceFile puts a new file in place of an old one in one step.

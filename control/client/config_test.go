@@ -68,7 +68,7 @@ func FuzzDecodeConfig(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if c, err := decodeConfig(data); err == nil && c.URL == "" {
+		if c, err := DecodeConfig(data); err == nil && c.URL == "" {
 			t.Fatal("a config without a URL")
 		}
 	})

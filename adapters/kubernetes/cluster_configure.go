@@ -1,0 +1,228 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/kube"
+)
+
+// Configured tells whether there is a cluster to look after.
+func (c *Cluster) Configured() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.link != nil
+}
+
+// Configure has the cluster of the fleet's platform.kubernetes or platform.kuberay be used from now on, or none without these sections.
+// It fails while there are deployments that would be left behind, and when rights or resources are missing. An error that wraps
+// ErrUnavailable is a warning: the settings are in use.
+func (c *Cluster) Configure(ctx context.Context, fleet string, p mobula.Platform, dry bool) error {
+	c.configure.Lock()
+	defer c.configure.Unlock()
+	c.mu.Lock()
+	before, holds := c.link, c.holds()
+	c.mu.Unlock()
+	k := p.OnKubernetes()
+	if k == nil {
+		switch {
+		case before == nil || before.fleet != fleet:
+			return nil
+		case holds:
+			return fmt.Errorf("fleet %s has deployments in namespace %s of the Kubernetes cluster: delete the models first", fleet, before.Namespace)
+		case !dry:
+			c.use(nil)
+		}
+		return nil
+	}
+	next, err := c.connect(*k)
+	if err != nil {
+		return fmt.Errorf("platform.kubernetes: %w", err)
+	}
+	l := &link{fleet: fleet, platform: p, Connection: next}
+	if before != nil && before.fleet == fleet && before.Connection.same(next) && reflect.DeepEqual(sections(before.platform), sections(p)) {
+		if dry {
+			return nil
+		}
+		return c.answers(ctx, l)
+	}
+	if before != nil && holds && (before.Namespace != next.Namespace || before.Config != nil && next.Config != nil && before.Config.Host != next.Config.Host) {
+		return fmt.Errorf("platform.kubernetes: namespace %s has deployments of fleet %s, and %s would be used from now on: delete the models first",
+			before.Namespace, before.fleet, next.Namespace)
+	}
+	warning := c.check(ctx, l)
+	if warning != nil && !errors.Is(warning, adapters.ErrUnavailable) {
+		return warning
+	}
+	if !dry {
+		c.use(l)
+	}
+	return warning
+}
+
+// sections are those that matter here.
+func sections(p mobula.Platform) [2]any { return [2]any{p.Kubernetes, p.KubeRay} }
+
+// holds tells whether anything is asked for, or still on its way out. c.mu is held.
+func (c *Cluster) holds() bool { return len(c.records) > 0 }
+
+func (c *Cluster) connect(k mobula.Kubernetes) (*Connection, error) {
+	if c.options.Client == nil {
+		return Connect(k, ConnectOptions{Version: c.options.Version, Logger: c.log})
+	}
+	namespace := k.Namespace
+	if namespace == "" {
+		namespace = c.options.Namespace
+	}
+	if namespace == "" {
+		namespace = "default"
+	}
+	return &Connection{Client: c.options.Client, Dynamic: c.options.Dynamic, Namespace: namespace}, nil
+}
+
+// use looks after another cluster from now on, or none.
+func (c *Cluster) use(l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil || l == nil || !c.link.Connection.same(l.Connection) {
+		clear(c.records)
+		clear(c.statuses)
+		clear(c.gaps)
+		clear(c.troubles)
+		c.notes = nil
+	}
+	c.link = l
+	c.tell()
+	select {
+	case c.anew <- struct{}{}:
+	default:
+	}
+}
+
+// answers fails with ErrUnavailable unless the API server answers now.
+func (c *Cluster) answers(ctx context.Context, l *link) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return c.permit(ctx, l)
+}
+
+// check fails when something is missing that we need of the cluster.
+func (c *Cluster) check(ctx context.Context, l *link) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := c.permit(ctx, l); err != nil {
+		return err
+	}
+	for _, gvr := range c.resources(l.platform) {
+		if err := served(l.Connection, gvr); err != nil {
+			return fmt.Errorf("platform: %w", err)
+		}
+	}
+	if c.options.Check == nil {
+		return nil
+	}
+	return c.options.Check(ctx, l.Connection, l.platform)
+}
+
+func (c *Cluster) permit(ctx context.Context, l *link) error {
+	var workloads []kube.Workload
+	for _, w := range c.options.Workloads {
+		if w.Kind() != kube.KindRayCluster || l.platform.KubeRay != nil {
+			workloads = append(workloads, w)
+		}
+	}
+	if err := permitted(ctx, l.Connection, Rules(workloads...)); err != nil {
+		return fmt.Errorf("platform.kubernetes: %w", err)
+	}
+	return nil
+}
+
+// served fails when the cluster does not know a resource.
+func served(c *Connection, gvr schema.GroupVersionResource) error {
+	list, err := c.Client.Discovery().ServerResourcesForGroupVersion(gvr.GroupVersion().String())
+	if err != nil && !apierrors.IsNotFound(err) {
+		return unavailable(Explain(err))
+	}
+	if list != nil {
+		for i := range list.APIResources {
+			if list.APIResources[i].Name == gvr.Resource {
+				return nil
+			}
+		}
+	}
+	what := "install the CustomResourceDefinition of it"
+	if gvr.Group == "ray.io" {
+		what = "install the KubeRay operator: helm install kuberay-operator kuberay/kuberay-operator"
+	}
+	return fmt.Errorf("the cluster has no %s.%s %s: %s", gvr.Resource, gvr.Group, gvr.Version, what)
+}
+
+// resourcesOf are those of the objects of workloads.
+func resourcesOf(workloads []kube.Workload) (all []schema.GroupVersionResource) {
+	for _, w := range workloads {
+		all = append(all, w.Resources()...)
+	}
+	return all
+}
+
+// Discoverer gives the endpoints of the fleet's engines and of those that platform.kubernetes.discover selects, for routers that follow the
+// control plane. It sends nothing before a cluster is configured.
+func (c *Cluster) Discoverer() adapters.Discoverer { return discoverer{c} }
+
+type discoverer struct{ cluster *Cluster }
+
+// Run sends the endpoints, and again when they change. Any number of Runs may go on at once.
+func (d discoverer) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
+	c := d.cluster
+	var of *link
+	var discovery *Discovery
+	ended := make(chan error, 1)
+	running, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		if discovery != nil {
+			<-ended
+		}
+	}()
+	for {
+		c.mu.Lock()
+		l, changed := c.link, c.changed
+		c.mu.Unlock()
+		if l != nil && l != of {
+			of = l
+			if err := c.discover(running, l, &discovery, up, ended); err != nil {
+				c.log.Error("cannot find the engines of the Kubernetes cluster", "error", err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// discover has the Discovery look at a link's cluster, and runs it if it is the first one.
+func (c *Cluster) discover(ctx context.Context, l *link, d **Discovery, up chan<- []mobula.Endpoint, ended chan<- error) error {
+	if *d != nil {
+		return (*d).Update(l.fleet, l.platform)
+	}
+	first, err := NewDiscovery(l.fleet, l.platform, DiscoveryOptions{
+		Client: c.options.Client, Namespace: l.Namespace, Logger: c.log, Version: c.options.Version,
+	})
+	if err != nil {
+		return err
+	}
+	*d = first
+	go func() { ended <- first.Run(ctx, up) }()
+	return nil
+}
+
+var _ adapters.Discoverer = discoverer{}

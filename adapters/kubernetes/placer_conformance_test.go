@@ -1,0 +1,91 @@
+package kubernetes
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/conformance"
+	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
+	"github.com/mobula-serve/mobula/kube"
+)
+
+// patient waits after each Apply until Kubernetes has named the pods: only then do their replicas have IDs.
+type patient struct{ *Cluster }
+
+func (s patient) Apply(ctx context.Context, d adapters.Deployment) error {
+	if err := s.Cluster.Apply(ctx, d); err != nil {
+		return err
+	}
+	for {
+		changed := s.Changed()
+		all, err := s.Status(ctx, d.Fleet)
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, r := range all {
+			if r.Model == d.Key.Model && r.Revision == d.Revision && r.State != mobula.StateDraining {
+				n++
+			}
+		}
+		r := s.live(d.Key)
+		if n >= d.Replicas || r == nil || r.Replicas != d.Replicas { // or somebody else has applied meanwhile
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func subject(t testing.TB, model mobula.Model, crash func(l *lab, id string)) conformance.PlacerSubject {
+	t.Helper()
+	l := newLab(t, kubetest.Options{Nodes: []kubetest.Node{{Name: "node-a"}, {Name: "node-b"}, {Name: "node-c"}}})
+	p := onKubernetes()
+	configure := func() {
+		require.NoError(t, l.Configure(t.Context(), "conformance", p, false))
+	}
+	configure()
+	impossible := simModel("too-odd")
+	impossible.Kubernetes.CPU = "two"
+	return conformance.PlacerSubject{
+		Placer: patient{l.Cluster}, Discoverer: l.Discoverer(), Model: model, Impossible: &impossible,
+		Platform: &p, Refused: &mobula.Platform{Kubernetes: &mobula.Kubernetes{Namespace: "elsewhere"}},
+		Crash: func(id string) { crash(l, id) },
+		Lose:  l.cube.Down,
+		Restart: func() (adapters.Placer, adapters.Discoverer) {
+			l.restart()
+			configure()
+			return patient{l.Cluster}, l.Discoverer()
+		},
+		Running: l.running,
+	}
+}
+
+func TestPlacerConformanceOfDeployments(t *testing.T) {
+	conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
+		t.Helper()
+		return subject(t, simModel("chat"), func(l *lab, id string) {
+			require.NoError(t, l.cube.Crash(testSpace, id, 1, "boom"))
+			require.NoError(t, l.cube.Ready(testSpace, id))
+		})
+	})
+}
+
+func TestPlacerConformanceOfStatefulSets(t *testing.T) {
+	conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
+		t.Helper()
+		model := simModel("org/Chat-72B")
+		model.Kubernetes.Workload = kube.KindStatefulSet
+		return subject(t, model, func(l *lab, id string) {
+			require.NoError(t, l.cube.Crash(testSpace, id+"-0", 1, "boom"))
+			require.NoError(t, l.cube.Ready(testSpace, id+"-0"))
+		})
+	})
+}

@@ -1,0 +1,39 @@
+// Package resources has a fleet in custom resources: Fleet, Model and LoRA objects become the fleet file that the control plane
+// applies and routers follow, and how it fares becomes their status. What an object may hold is in charts/mobula/crds, which
+// cmd/fleetdoc writes from the fleet file's types.
+package resources
+
+import (
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/mobula-serve/mobula/kube"
+)
+
+// Version and kinds of the custom resources, in the API group kube.Group.
+const (
+	Version   = "v1alpha1"
+	KindFleet = "Fleet"
+	KindModel = "Model"
+	KindLoRA  = "LoRA"
+	// DefaultFleet is the fleet of Model objects that name none.
+	DefaultFleet = "default"
+)
+
+// Conditions in the status of the objects.
+const (
+	// ConditionAccepted: the object is right and in use. While it is not, what it was before is.
+	ConditionAccepted = "Accepted"
+	// ConditionReady: as many replicas as wanted serve; a LoRA is loaded where it is wanted.
+	ConditionReady = "Ready"
+	// ConditionProgressing: replicas are being started or replaced.
+	ConditionProgressing = "Progressing"
+)
+
+// Fleets, Models and LoRAs are the custom resources.
+func Fleets() schema.GroupVersionResource { return resource("fleets") }
+func Models() schema.GroupVersionResource { return resource("models") } //nolint:revive // see above
+func LoRAs() schema.GroupVersionResource  { return resource("loras") }  //nolint:revive // see above
+
+func resource(name string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: kube.Group, Version: Version, Resource: name}
+}

@@ -1,0 +1,354 @@
+package resources
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/mobula-serve/mobula/kube"
+)
+
+// settle is waited after a change for others that belong to it: a chart's objects come one by one.
+const settle = 50 * time.Millisecond
+
+// Options are of a Source.
+type Options struct {
+	Client    dynamic.Interface
+	Namespace string
+	// Fleet is the name of the Fleet object, and of the fleet.
+	Fleet string
+	// Previous is the fleet file that was applied last, if one was: it stands in for objects that are wrong already at the start.
+	Previous []byte
+	// Logger is told of objects that are wrong. Required.
+	Logger *slog.Logger
+}
+
+// State is the fleet that the objects make, at one moment.
+type State struct {
+	// Version grows with each change.
+	Version int64
+	// File is the fleet file, YAML; nil while there is no Fleet object that is right.
+	File []byte
+	// Why File is nil, a sentence for people.
+	Why string
+}
+
+// Source keeps up with the objects of one fleet. It writes their status when it is told how the fleet fares.
+type Source struct {
+	o         Options
+	informers dynamicinformer.DynamicSharedInformerFactory
+	stores    map[string]cache.Store // by kind
+	dirty     chan struct{}          // holds one
+	writing   chan struct{}          // holds one: statuses are to be written
+
+	mu       sync.Mutex
+	state    State
+	composed Composed
+	changed  chan struct{} // closed when state changes
+	veto     map[string]vetoed
+	taken    int64   // version that the control plane has applied
+	refused  string  // why it did not take a later one
+	status   *Status // newest that was reported
+}
+
+// New makes a Source that does nothing before Run.
+func New(o Options) (*Source, error) {
+	s := &Source{
+		o: o, stores: map[string]cache.Store{}, changed: make(chan struct{}), dirty: make(chan struct{}, 1), writing: make(chan struct{}, 1),
+		state: State{Why: "the cluster has not told yet"},
+	}
+	s.informers = dynamicinformer.NewFilteredDynamicSharedInformerFactory(o.Client, 0, o.Namespace, nil)
+	for kind, gvr := range map[string]schema.GroupVersionResource{KindFleet: Fleets(), KindModel: Models(), KindLoRA: LoRAs()} {
+		informer := s.informers.ForResource(gvr).Informer()
+		if err := informer.SetTransform(slim); err != nil {
+			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
+		}
+		if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
+			cache.DefaultWatchErrorHandler(ctx, r, err)
+			s.unwatched(gvr.Resource, err)
+		}); err != nil {
+			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
+		}
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { s.touch() }, DeleteFunc: func(any) { s.touch() },
+			UpdateFunc: func(before, after any) {
+				if a, b := before.(*unstructured.Unstructured), after.(*unstructured.Unstructured); a.GetGeneration() != b.GetGeneration() || a.GetUID() != b.GetUID() {
+					s.touch()
+				} else if a.GetResourceVersion() != b.GetResourceVersion() {
+					poke(s.writing) // somebody's status, maybe not ours
+				}
+			},
+		}); err != nil {
+			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
+		}
+		s.stores[kind] = informer.GetStore()
+	}
+	if len(o.Previous) > 0 {
+		s.composed.Good = goodOf(o.Previous, o.Fleet)
+	}
+	return s, nil
+}
+
+// unwatched says why nothing is known of a resource. Once the first state has come it stays.
+func (s *Source) unwatched(resource string, err error) {
+	why := fmt.Sprintf("%s of namespace %s can't be read: %v", resource, s.o.Namespace, err)
+	switch {
+	case apierrors.IsNotFound(err):
+		why = fmt.Sprintf("the cluster has no %s.%s: install the custom resources (kubectl apply --server-side -f charts/mobula/crds)", resource, kube.Group)
+	case apierrors.IsForbidden(err):
+		why = fmt.Sprintf("%s of namespace %s may not be read: bind the chart's Role to this service account (%v)", resource, s.o.Namespace, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.Version == 0 && s.state.Why != why {
+		s.state.Why = why
+		s.o.Logger.Warn("the fleet's objects can't be read", "err", why)
+	}
+}
+
+// slim drops what nobody here reads and what takes most of the memory.
+func slim(o any) (any, error) {
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		u.SetManagedFields(nil)
+		if notes := u.GetAnnotations(); notes["kubectl.kubernetes.io/last-applied-configuration"] != "" {
+			delete(notes, "kubectl.kubernetes.io/last-applied-configuration")
+			u.SetAnnotations(notes)
+		}
+	}
+	return o, nil
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Source) touch() { poke(s.dirty) }
+
+// Run watches until ctx ends. When the API server can't be asked the last state stays.
+func (s *Source) Run(ctx context.Context) error {
+	s.informers.Start(ctx.Done())
+	defer s.informers.Shutdown()
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	if !s.synced(ctx) {
+		return ctx.Err()
+	}
+	workers.Go(func() { s.writeStatuses(ctx) })
+	s.compose(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.dirty:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settle):
+		}
+		select { // what came meanwhile is seen too
+		case <-s.dirty:
+		default:
+		}
+		s.compose(ctx)
+	}
+}
+
+func (s *Source) synced(ctx context.Context) bool {
+	for _, done := range s.informers.WaitForCacheSync(ctx.Done()) {
+		if !done {
+			return false
+		}
+	}
+	return true
+}
+
+// objects are those of the fleet. They are shared with the informers: nobody changes them.
+func (s *Source) objects() Objects {
+	var o Objects
+	for _, each := range s.stores[KindFleet].List() {
+		if u := each.(*unstructured.Unstructured); u.GetName() == s.o.Fleet && u.GetDeletionTimestamp() == nil {
+			o.Fleet = u
+		}
+	}
+	models := map[string]bool{}
+	for _, each := range s.stores[KindModel].List() {
+		u := each.(*unstructured.Unstructured)
+		if of, _, _ := unstructured.NestedString(u.Object, "spec", "fleet"); of != s.o.Fleet && (of != "" || s.o.Fleet != DefaultFleet) {
+			continue
+		}
+		if u.GetDeletionTimestamp() == nil {
+			o.Models = append(o.Models, u)
+			models[u.GetName()] = true
+		}
+	}
+	foreign := func(name string) bool { // of a Model of another fleet, which looks after it
+		for _, each := range s.stores[KindModel].List() {
+			if each.(*unstructured.Unstructured).GetName() == name {
+				return !models[name]
+			}
+		}
+		return false
+	}
+	for _, each := range s.stores[KindLoRA].List() {
+		u := each.(*unstructured.Unstructured)
+		if of, _, _ := unstructured.NestedString(u.Object, "spec", "model"); u.GetDeletionTimestamp() == nil && !foreign(of) {
+			o.LoRAs = append(o.LoRAs, u)
+		}
+	}
+	return o
+}
+
+// compose makes the state anew.
+func (s *Source) compose(ctx context.Context) {
+	objects := s.objects()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.composed
+	s.composed = Compose(objects, before.Good, s.vetoes(objects))
+	for key, what := range s.composed.Bad {
+		if before.Bad[key] != what {
+			s.o.Logger.WarnContext(ctx, "an object is wrong, what it was before stays", "object", key, "err", what)
+		}
+	}
+	next := State{Version: s.state.Version + 1, File: s.composed.File}
+	if next.File == nil {
+		key := KindFleet + "/" + s.o.Fleet
+		next.Why = fmt.Sprintf("there is no Fleet object %q in namespace %s", s.o.Fleet, s.o.Namespace)
+		if bad := s.composed.Bad[key]; bad != "" {
+			next.Why = key + ": " + bad
+		}
+	}
+	if !bytes.Equal(next.File, s.state.File) || next.Why != s.state.Why {
+		s.state = next
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+	poke(s.writing) // what is wrong is told, whether or not there is something to apply
+}
+
+// vetoed is why an object as it was at a generation can't be.
+type vetoed struct {
+	uid        types.UID
+	generation int64
+	why        string
+}
+
+// vetoes are those against objects that have not changed since. s.mu is held.
+func (s *Source) vetoes(o Objects) Veto {
+	veto := Veto{}
+	for _, m := range o.Models {
+		if v, ok := s.veto[m.GetName()]; ok && v.uid == m.GetUID() && v.generation == m.GetGeneration() {
+			veto[goodKey(m)] = v.why
+		}
+	}
+	return veto
+}
+
+// Refuse has the Model objects of these models be what they were before, until they are changed: the platform can never run them. why is by the models' ids.
+func (s *Source) Refuse(why map[string]string) {
+	now := s.objects()
+	s.mu.Lock()
+	if s.veto == nil {
+		s.veto = map[string]vetoed{}
+	}
+	for name := range s.veto { // those of objects that are gone
+		if !slices.ContainsFunc(now.Models, func(m *unstructured.Unstructured) bool { return m.GetName() == name }) {
+			delete(s.veto, name)
+		}
+	}
+	for _, m := range now.Models {
+		if reason := why[modelID(m)]; reason != "" {
+			s.veto[m.GetName()] = vetoed{m.GetUID(), m.GetGeneration(), reason}
+		}
+	}
+	s.mu.Unlock()
+	s.touch()
+}
+
+// Taken is the newest version that the control plane has applied.
+func (s *Source) Taken() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
+// Next gives the state, as soon as its Version is another one than after. When ctx ends it gives what there is.
+func (s *Source) Next(ctx context.Context, after int64) State {
+	for {
+		s.mu.Lock()
+		state, changed := s.state, s.changed
+		s.mu.Unlock()
+		if state.Version != after && state.Version > 0 {
+			return state
+		}
+		select {
+		case <-ctx.Done():
+			return state
+		case <-changed:
+		}
+	}
+}
+
+// Took tells that the control plane has applied a state, or, with err, why it has not: the objects' conditions say so.
+func (s *Source) Took(version int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused = ""; err != nil {
+		s.refused = err.Error()
+	} else {
+		s.taken = version
+	}
+	poke(s.writing)
+}
+
+// Object gives the Model object of a model, for objects that it is to own; false when there is none.
+func (s *Source) Object(model string) (*unstructured.Unstructured, bool) {
+	for _, each := range s.stores[KindModel].List() {
+		if u := each.(*unstructured.Unstructured); modelID(u) == model && u.GetDeletionTimestamp() == nil {
+			return u, true
+		}
+	}
+	return nil, false
+}
+
+// Owner gives the owner reference to the Model object of a model, nil when there is none.
+func (s *Source) Owner(model string) *metav1.OwnerReference {
+	u, ok := s.Object(model)
+	if !ok {
+		return nil
+	}
+	return metav1.NewControllerRef(u, Models().GroupVersion().WithKind(KindModel))
+}
+
+// goodOf gives the specs that a fleet file was composed of.
+func goodOf(file []byte, fleet string) Good {
+	good := Good{}
+	doc, models, err := split(file)
+	if err != nil {
+		return good
+	}
+	good[KindFleet+"/"+fleet] = doc
+	for _, spec := range models {
+		if id, _ := spec["name"].(string); id != "" {
+			good[appliedKey(id)] = spec
+		}
+	}
+	return good
+}

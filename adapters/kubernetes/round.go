@@ -1,0 +1,462 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/mobula-serve/mobula/kube"
+)
+
+const (
+	workers    = 8               // groups that are looked after at once
+	resync     = 5 * time.Minute // each group is looked at this often though nothing changes
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = time.Minute
+	// patience is how long a group waits until what was written shows in the watches.
+	patience = 5 * time.Second
+	// calm is how long what others change is left alone after it was put back once, doubled each time up to calmMost.
+	calm     = time.Second
+	calmMost = 5 * time.Minute
+)
+
+// keeper looks after the cluster of one link. Models are groups: each is looked after by itself, and by one worker at a time.
+type keeper struct {
+	*Cluster
+	link     *link
+	queue    workqueue.TypedRateLimitingInterface[string]
+	pods     *shelf
+	maps     *shelf // the records as they are stored
+	nodes    *shelf
+	objects  map[schema.GroupVersionResource]*shelf
+	watches  []*watched // all but the nodes'
+	nodesOn  *watched
+	pace     map[string]pace // by group; one worker at a time has each entry
+	paceLock sync.Mutex
+
+	memo   sync.Mutex
+	shapes map[[2]string][]ident // by record and replica
+}
+
+// pace is what keeps a group from being looked at too soon.
+type pace struct {
+	awaited []awaited
+	until   time.Time
+	fights  map[ident]fight
+	claim   types.UID // of the record whose model's claim was made
+}
+
+// awaited is a write that the watches have not shown yet: a version, or that an object is gone.
+type awaited struct {
+	on      *shelf
+	name    string
+	version string
+	gone    types.UID
+}
+
+// fight counts how often an object was put back.
+type fight struct {
+	times int
+	until time.Time
+}
+
+func newKeeper(c *Cluster, l *link) *keeper {
+	s := &keeper{
+		Cluster: c, link: l, objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[[2]string][]ident{},
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
+	}
+	ours := labels.Set{kube.LabelManagedBy: kube.ManagedBy}.String() + "," + kube.LabelModel
+	touch := func(o metav1.Object, _ bool) { s.touch(o) }
+	core := l.Client.CoreV1()
+	s.pods = newShelf(groupByLabels, slimPod, touch)
+	s.watches = append(s.watches, newWatched("pods", &corev1.Pod{}, core.Pods(l.Namespace), ours, s.pods, s.turned))
+	s.maps = newShelf(groupByLabels, nil, s.recordTouched)
+	s.watches = append(s.watches, newWatched("configmaps", &corev1.ConfigMap{}, core.ConfigMaps(l.Namespace), ours+","+labelRecord, s.maps, s.turned))
+	for _, gvr := range c.resources(l.platform) {
+		s.objects[gvr] = newShelf(groupByLabels, slimObject, touch)
+		s.watches = append(s.watches, newWatched(gvr.Resource, &unstructured.Unstructured{}, l.Dynamic.Resource(gvr).Namespace(l.Namespace), ours, s.objects[gvr], s.turned))
+	}
+	s.nodes = newShelf(nil, slimNode, func(o metav1.Object, _ bool) {
+		if o == nil { // the first list: heartbeats are no news
+			s.turned()
+		}
+	})
+	s.nodesOn = newWatched("nodes", &corev1.Node{}, core.Nodes(), "", s.nodes, s.turned)
+	return s
+}
+
+// run watches and works until ctx ends.
+func (s *keeper) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, w := range append(slices.Clone(s.watches), s.nodesOn) {
+		wg.Go(func() { w.run(ctx) })
+	}
+	wg.Go(func() {
+		for !s.ready() { // the first look is whole
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		s.turned()
+		for range workers {
+			wg.Go(func() { s.work(ctx) })
+		}
+		s.again(ctx)
+	})
+	<-ctx.Done()
+	s.queue.ShutDown()
+	wg.Wait()
+}
+
+// again has each group be looked at now and then.
+func (s *keeper) again(ctx context.Context) {
+	for {
+		s.Cluster.mu.Lock()
+		all := slices.Collect(maps.Keys(s.records))
+		s.Cluster.mu.Unlock()
+		for _, group := range all {
+			s.queue.Add(group)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(resync):
+		}
+	}
+}
+
+// ready tells whether all watches have shown what there is.
+func (s *keeper) ready() bool {
+	return !slices.ContainsFunc(s.watches, func(w *watched) bool { return !w.items.synced() })
+}
+
+// away gives why the cluster can't be asked, nil if it can or could a moment ago.
+func (s *keeper) away(longer time.Duration) error {
+	for _, w := range s.watches {
+		if err, since := w.failing(); err != nil && time.Since(since) >= longer {
+			return fmt.Errorf("watching %s: %w", w.what, err)
+		}
+	}
+	return nil
+}
+
+// turned tells that a watch fails, or does no longer.
+func (s *keeper) turned() {
+	s.Cluster.mu.Lock()
+	defer s.Cluster.mu.Unlock()
+	s.tell()
+}
+
+func (s *keeper) touch(o metav1.Object) {
+	if o == nil {
+		return
+	}
+	s.queue.Add(groupByLabels(o))
+}
+
+func (s *keeper) recordTouched(o metav1.Object, gone bool) {
+	m, ok := o.(*corev1.ConfigMap)
+	if !ok {
+		return
+	}
+	base := m.Labels[labelRecord]
+	if gone {
+		s.unlearn(groupByLabels(m), base, m.UID)
+	} else if r, err := readRecord(m); err != nil {
+		s.log.Error("a record can't be read", "error", err)
+	} else {
+		s.learn(r)
+	}
+	s.touch(o)
+}
+
+func (s *keeper) work(ctx context.Context) {
+	for {
+		group, over := s.queue.Get()
+		if over {
+			return
+		}
+		s.look(ctx, group)
+		s.queue.Done(group)
+	}
+}
+
+// look looks after a group once.
+func (s *keeper) look(ctx context.Context, group string) {
+	if ctx.Err() != nil {
+		return
+	}
+	s.refresh(group)
+	p := s.paceOf(group)
+	if wait := p.lag(s.now()); wait > 0 {
+		s.setPace(group, p)
+		s.queue.AddAfter(group, wait)
+		return
+	}
+	situation := s.situation(group, &p)
+	todo, err := plan(situation)
+	if len(situation.records) == 0 && todo.none() {
+		s.setPace(group, p)
+	}
+	for _, b := range todo.putBack {
+		p.fought(b.ident, s.now())
+		s.log.Warn("somebody else has changed an object", "problem", b.text)
+	}
+	if err == nil && len(todo.putBack)+todo.size() > 0 {
+		s.noted(todo.putBack)
+	}
+	done := s.perform(ctx, group, situation, &todo, &p)
+	s.setPace(group, p)
+	s.outcome(ctx, group, errors.Join(err, done))
+	if wait := p.rest(s.now()); wait > 0 {
+		s.queue.AddAfter(group, wait)
+	}
+}
+
+// outcome remembers why a group is not as it should be, and looks at it again then.
+func (s *keeper) outcome(ctx context.Context, group string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	why := ""
+	switch {
+	case err == nil:
+		s.queue.Forget(group)
+	default:
+		if !transient(err) {
+			why = err.Error()
+		}
+		s.queue.AddRateLimited(group)
+	}
+	s.Cluster.mu.Lock()
+	was := s.troubles[group]
+	if why == "" {
+		delete(s.troubles, group)
+	} else {
+		s.troubles[group] = why
+	}
+	s.Cluster.mu.Unlock()
+	if was != why {
+		if why != "" {
+			s.log.Warn("a model's objects can't be made as they should be, trying again", "model", group, "error", why)
+		}
+		s.refresh(group)
+	}
+}
+
+func (s *keeper) paceOf(group string) pace {
+	s.paceLock.Lock()
+	defer s.paceLock.Unlock()
+	p := s.pace[group]
+	if p.fights == nil {
+		p.fights = map[ident]fight{}
+	}
+	return p
+}
+
+func (s *keeper) setPace(group string, p pace) {
+	s.paceLock.Lock()
+	defer s.paceLock.Unlock()
+	if len(p.awaited) == 0 && len(p.fights) == 0 && p.claim == "" {
+		delete(s.pace, group)
+	} else {
+		s.pace[group] = p
+	}
+}
+
+// lag drops what the watches have shown, and tells how long to wait for the rest.
+func (p *pace) lag(now time.Time) time.Duration {
+	p.awaited = slices.DeleteFunc(p.awaited, awaited.shown)
+	if len(p.awaited) == 0 {
+		return 0
+	}
+	if wait := p.until.Sub(now); wait > 0 {
+		return wait
+	}
+	p.awaited = nil
+	return 0
+}
+
+func (a awaited) shown() bool {
+	o := a.on.get(a.name)
+	if a.gone != "" {
+		return o == nil || o.GetUID() != a.gone || o.GetDeletionTimestamp() != nil
+	}
+	return o != nil && !newer(a.version, o.GetResourceVersion())
+}
+
+func (p *pace) await(a awaited, now time.Time) {
+	p.awaited, p.until = append(p.awaited, a), now.Add(patience)
+}
+
+func (p *pace) fought(id ident, now time.Time) {
+	f := p.fights[id]
+	f.times++
+	f.until = now.Add(min(calm<<min(f.times-1, 10), calmMost))
+	p.fights[id] = f
+}
+
+// held tells whether an object is left alone for now.
+func (p *pace) held(id ident, now time.Time) bool { return now.Before(p.fights[id].until) }
+
+// rest is how long to leave alone what was put back, 0 for nothing that was. Fights that are long over are forgotten.
+func (p *pace) rest(now time.Time) time.Duration {
+	least := time.Duration(0)
+	for id, f := range p.fights {
+		switch wait := f.until.Sub(now); {
+		case wait > 0 && (least == 0 || wait < least):
+			least = wait
+		case wait < -calmMost:
+			delete(p.fights, id)
+		}
+	}
+	return least
+}
+
+// situation is what the plan for a group follows from.
+func (s *keeper) situation(group string, p *pace) *situation {
+	in := &situation{
+		now: s.now(), records: s.of(group), shape: s.shape, render: s.render, budget: s.budget,
+		workload: func(kind string) kube.Workload { return s.workloads[kind] },
+		held:     func(id ident) bool { return p.held(id, s.now()) },
+	}
+	for _, o := range s.pods.of(group) {
+		in.pods = append(in.pods, o.(*corev1.Pod)) //nolint:forcetypeassert // the watch is of pods
+	}
+	for _, gvr := range slices.SortedFunc(maps.Keys(s.objects), func(a, b schema.GroupVersionResource) int { return strings.Compare(a.String(), b.String()) }) {
+		for _, o := range s.objects[gvr].of(group) {
+			in.objects = append(in.objects, o.(*unstructured.Unstructured)) //nolint:forcetypeassert // the watch is dynamic
+		}
+	}
+	if len(in.records) > 0 {
+		in.owner = s.options.Owner(in.records[0].Key.Model)
+	}
+	return in
+}
+
+// shape names what render gives.
+func (s *keeper) shape(r *record, replica string) ([]ident, error) {
+	key := [2]string{r.Base, replica}
+	s.memo.Lock()
+	all, ok := s.shapes[key]
+	s.memo.Unlock()
+	if ok {
+		return all, nil
+	}
+	objects, err := s.render(r, replica)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range objects {
+		all = append(all, ident{o.GetKind(), o.GetName()})
+	}
+	s.memo.Lock()
+	s.shapes[key] = all
+	s.memo.Unlock()
+	return all, nil
+}
+
+// render gives the objects of a replica as they are sent.
+func (s *keeper) render(r *record, replica string) ([]*unstructured.Unstructured, error) {
+	return render(s.workloads[r.Kind], r, replica, s.options.Owner(r.Key.Model))
+}
+
+func render(w kube.Workload, r *record, replica string, model *metav1.OwnerReference) ([]*unstructured.Unstructured, error) {
+	count := 1
+	if w.Counted() {
+		count = r.Replicas
+	}
+	objects, err := w.Objects(r.engine(), replica, count)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range objects {
+		if w.Counted() {
+			o.SetName(r.Base)
+			for _, at := range [][]string{{"spec", "selector", "matchLabels"}, {"spec", "template", "metadata", "labels"}} {
+				if err := unstructured.SetNestedField(o.Object, r.Base, append(at, labelRecord)...); err != nil {
+					return nil, fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err)
+				}
+			}
+		}
+		finish(o, map[string]string{labelRecord: r.Base}, fingerprint(r), ownerOf(r, model))
+	}
+	return objects, nil
+}
+
+// finish gives an object what all of ours have.
+func finish(o *unstructured.Unstructured, add map[string]string, hash string, owner metav1.OwnerReference) {
+	l, a := o.GetLabels(), o.GetAnnotations()
+	if l == nil {
+		l = map[string]string{}
+	}
+	if a == nil {
+		a = map[string]string{}
+	}
+	maps.Copy(l, add)
+	a[kube.AnnotationSpec] = hash
+	o.SetLabels(l)
+	o.SetAnnotations(a)
+	o.SetOwnerReferences([]metav1.OwnerReference{owner})
+}
+
+// budget gives a model's PodDisruptionBudget, nil for none.
+func (s *keeper) budget(r *record) (*unstructured.Unstructured, error) {
+	e := r.engine()
+	e.Model = r.Model
+	e.Model.Kubernetes.Workload = r.Kind
+	b, ok := e.Budget()
+	if !ok {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	b.Name = kube.Label(r.Key.Fleet + "/" + r.Key.Model) // fleets may have models of one name
+	o, err := toObject(b)
+	if err != nil {
+		return nil, err
+	}
+	finish(o, nil, kube.Hash(b), ownerOf(r, s.options.Owner(r.Key.Model)))
+	return o, nil
+}
+
+// forgetShapes forgets those of a record.
+func (s *keeper) forgetShapes(base string) {
+	s.memo.Lock()
+	defer s.memo.Unlock()
+	maps.DeleteFunc(s.shapes, func(key [2]string, _ []ident) bool { return key[0] == base })
+}
+
+// noted keeps for people what was put back.
+func (s *keeper) noted(all []putBack) {
+	s.Cluster.mu.Lock()
+	defer s.Cluster.mu.Unlock()
+	for _, b := range all {
+		s.notes = slices.DeleteFunc(s.notes, func(n putNote) bool { return n.ident == b.ident })
+		s.notes = append(s.notes, putNote{b.ident, s.now(), b.text})
+	}
+	if len(s.notes) > maxNotes {
+		s.notes = s.notes[len(s.notes)-maxNotes:]
+	}
+}
+
+// size counts the writes of a plan.
+func (a *actions) size() int {
+	return len(a.adopt) + len(a.apply) + len(a.patch) + len(a.marks) + len(a.kill) + len(a.remove) + len(a.forget)
+}
+
+var _ = cmp.Or[string]

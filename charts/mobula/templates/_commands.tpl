@@ -1,0 +1,36 @@
+{{/* What the binary is called with. Only this file knows its flags. */}}
+
+{{- define "mobula.routerArgs" -}}
+- router
+- --kubernetes
+- --namespace={{ .Release.Namespace }}
+- --fleet={{ include "mobula.fleet" . }}
+{{- if .Values.control.enabled }}
+- --control-secret={{ include "mobula.controlSecret" . }}
+{{- end }}
+{{- with .Values.router.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "mobula.controlArgs" -}}
+- control
+- --kubernetes
+- --namespace={{ .Release.Namespace }}
+- --fleet={{ include "mobula.fleet" . }}
+- --listen=:8100
+- --address={{ include "mobula.controlAddress" . }}
+- --control-secret={{ include "mobula.controlSecret" . }}
+- --state-secret={{ include "mobula.stateSecret" . }}
+- --lease={{ include "mobula.lease" . }}
+- --image={{ include "mobula.reference" (include "mobula.ownImage" (list . .Values.control.image) | fromYaml) }}
+{{- with .Values.control.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* helm test: whether the router answers, and what it serves. */}}
+{{- define "mobula.testArgs" -}}
+- status
+- --router=http://{{ include "mobula.fullname" . }}-router.{{ .Release.Namespace }}.svc:{{ .Values.router.service.port | int }}
+{{- end }}

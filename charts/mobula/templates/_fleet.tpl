@@ -1,0 +1,81 @@
+{{/* The fleet and its models as objects. */}}
+
+{{/* platform.kubernetes, wherever it is. */}}
+{{- define "mobula.kubernetes" -}}
+{{- $platform := .Values.platform | default dict -}}
+{{- if $platform.kuberay }}{{ toYaml ($platform.kuberay.kubernetes | default dict) }}{{ else }}{{ toYaml ($platform.kubernetes | default dict) }}{{ end -}}
+{{- end }}
+
+{{/* Fleet.spec */}}
+{{- define "mobula.fleetSpec" -}}
+{{- $spec := omit (deepCopy (.Values.fleet | default dict)) "name" -}}
+{{- $platform := deepCopy (.Values.platform | default dict) -}}
+{{- if hasKey $platform "kuberay" -}}
+{{- $_ := set $platform "kuberay" ($platform.kuberay | default dict) -}}
+{{- else -}}
+{{- $_ := set $platform "kubernetes" ($platform.kubernetes | default dict) -}}
+{{- end -}}
+{{- $_ := set $spec "platform" $platform -}}
+{{- $router := $spec.router | default dict -}}
+{{- $timeouts := merge ($router.timeouts | default dict) (dict "lameduck" "5s") -}}
+{{- $_ := set $router "timeouts" $timeouts -}}
+{{- $_ := set $spec "router" $router -}}
+{{- toYaml $spec -}}
+{{- end }}
+
+{{/* Seconds that a router takes to stop at most. */}}
+{{- define "mobula.drainTime" -}}
+{{- $timeouts := ((.Values.fleet.router | default dict).timeouts | default dict) -}}
+{{- add (include "mobula.seconds" ($timeouts.drain | default "30s")) (include "mobula.seconds" (get $timeouts "lameduck" | default "5s")) -}}
+{{- end }}
+
+{{- define "mobula.grace" -}}
+{{- $own := .Values.router.terminationGracePeriodSeconds -}}
+{{- if kindIs "invalid" $own }}{{ add (include "mobula.drainTime" .) 15 }}{{ else }}{{ int $own }}{{ end -}}
+{{- end }}
+
+{{/* A model's name as the name of its object. */}}
+{{- define "mobula.slug" -}}{{ regexReplaceAllLiteral "[^a-z0-9]+" (lower .) "-" | trunc 50 | trimAll "-" }}{{- end }}
+
+{{/* replicas of a fleet file as replicas or range of a Model. */}}
+{{- define "mobula.replicas" -}}
+{{- $text := toString . -}}
+{{- if mustRegexMatch "^[0-9]+$" $text }}replicas: {{ $text }}
+{{- else if mustRegexMatch "^[0-9]+-[0-9]+$" $text -}}
+{{- $ends := splitList "-" $text -}}
+range: {min: {{ first $ends }}, max: {{ last $ends }}}
+{{- else }}Error: true
+{{- end -}}
+{{- end }}
+
+{{/* Address of the pool of KV blocks, empty when there is none. */}}
+{{- define "mobula.pool" -}}
+{{- if .Values.cacheServer.enabled -}}
+lm://{{ include "mobula.fullname" . }}-cache-server.{{ .Release.Namespace }}.svc:{{ .Values.cacheServer.port | int }}
+{{- else if .Values.redis.enabled -}}
+redis://{{ include "mobula.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379
+{{- end -}}
+{{- end }}
+
+{{/* Model.spec of an entry of models: dict root model. */}}
+{{- define "mobula.modelSpec" -}}
+{{- $root := .root -}}{{- $model := .model -}}
+{{- $spec := deepCopy (omit $model "replicas") -}}
+{{- $_ := set $spec "fleet" (include "mobula.fleet" $root) -}}
+{{- if not (kindIs "invalid" $model.replicas) -}}
+{{- $spec = merge $spec (include "mobula.replicas" $model.replicas | fromYaml) -}}
+{{- end -}}
+{{- range $root.Values.keda.models }}{{ if eq .name $model.name -}}
+{{- /* What KEDA has set stays. */ -}}
+{{- $there := lookup "mobula.dev/v1alpha1" "Model" $root.Release.Namespace (include "mobula.slug" .name) | default dict -}}
+{{- if hasKey ($there.spec | default dict) "replicas" }}{{ $_ := set $spec "replicas" (int $there.spec.replicas) }}{{ end -}}
+{{- end }}{{ end -}}
+{{- $pool := include "mobula.pool" $root -}}
+{{- $engine := $spec.engine | default dict -}}
+{{- if and $pool (contains "LMCacheConnectorV1" (join " " $engine.args)) (not (hasKey ($engine.env | default dict) "LMCACHE_REMOTE_URL")) -}}
+{{- if and (hasPrefix "redis://" $pool) $root.Values.redis.password.name }}{{ fail (printf "models: %s: the pool has a password, which engine.env can't hold: set LMCACHE_REMOTE_URL by kubernetes.pod, or take redis.password out and set networkPolicy.enabled" $model.name) }}{{ end -}}
+{{- $_ := set $engine "env" (merge ($engine.env | default dict) (dict "LMCACHE_REMOTE_URL" $pool "LMCACHE_REMOTE_SERDE" "naive" "LMCACHE_TRACK_USAGE" "false" "PYTHONHASHSEED" "0")) -}}
+{{- $_ := set $spec "engine" $engine -}}
+{{- end -}}
+{{- toYaml $spec -}}
+{{- end }}

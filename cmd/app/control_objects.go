@@ -1,0 +1,282 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters"
+	"github.com/mobula-serve/mobula/adapters/kubernetes"
+	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
+	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/control/api"
+	"github.com/mobula-serve/mobula/control/client"
+	"github.com/mobula-serve/mobula/control/leader"
+	"github.com/mobula-serve/mobula/state"
+	"github.com/mobula-serve/mobula/trust"
+)
+
+// controlObjects runs the control plane of a fleet of objects, when it is this one's turn.
+func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
+	defer outliveReaders()()
+	logger, err := newLogger(a.stderr, o.log)
+	if err != nil {
+		return &usageError{err}
+	}
+	klog.SetSlogLogger(logger)
+	c, err := o.objects.connect(logger)
+	if err != nil {
+		return err
+	}
+	who := o.objects.identity()
+	_, _ = fmt.Fprintf(a.stdout, "control plane of the fleet %s in namespace %s: %s stands for the lease %s\n", o.objects.fleet, c.Namespace, who, o.lease)
+	err = leader.Lead(ctx, leader.Options{Client: c.Client, Namespace: c.Namespace, Lease: o.lease, Identity: who, Logger: logger}, func(ctx context.Context) error {
+		return a.leadObjects(ctx, o, c, logger)
+	})
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// leadObjects is the control plane while it leads.
+func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.Connection, logger *slog.Logger) error {
+	store, err := leader.OpenStore(ctx, c.Client, c.Namespace, o.state)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = store.Close() }()
+	who, err := storedIdentity(store)
+	if err != nil {
+		return err
+	}
+	l, err := listen(ctx, o.listen, "--listen")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	var objects *resources.Source // made once it is known what was applied last
+	p, access, err := who.plane(l, o.address, planeOptions{
+		Logger: logger,
+		Kubernetes: kubernetes.Options{
+			Client: c.Client, Dynamic: c.Dynamic, Namespace: c.Namespace, OwnImage: o.image,
+			Owner: func(model string) *metav1.OwnerReference { return objects.Owner(model) },
+		},
+		Backend: func(c *control.Control) api.Backend { return &objectPlane{c, objects} },
+	})
+	if err != nil {
+		return err
+	}
+	previous, err := p.control.Fleet(ctx)
+	if err != nil {
+		return err
+	}
+	if objects, err = o.objects.source(c, previous, logger); err != nil {
+		return err
+	}
+	if o.objects.controlSecret != "" {
+		if err := publishAccess(ctx, c, o.objects.controlSecret, access); err != nil {
+			return err
+		}
+	}
+	_, _ = fmt.Fprintf(a.stdout, "control plane listening on %s\n", access.URL)
+	events := resources.NewEvents(ctx, objects, c.Client)
+	defer events.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return objects.Run(ctx) })
+	g.Go(func() error { return p.run(ctx) })
+	g.Go(func() error { return p.applyObjects(ctx, objects) })
+	g.Go(func() error { return p.showObjects(ctx, objects) })
+	g.Go(func() error { return p.tellObjects(ctx, events) })
+	return g.Wait()
+}
+
+// Where a store has who the control plane is.
+const (
+	identityBucket = "identity"
+	identityCert   = "ca.crt"
+	identityKey    = "ca.key"
+	identityToken  = "token"
+)
+
+// storedIdentity gives the identity that a store holds, made at the first start.
+func storedIdentity(s state.Store) (identity, error) {
+	id, err := control.ID(s)
+	if err != nil {
+		return identity{}, err
+	}
+	get := func(key string) []byte {
+		value, _, getErr := s.Get(identityBucket, key)
+		err = cmp.Or(err, getErr)
+		return value
+	}
+	cert, key, token := get(identityCert), get(identityKey), get(identityToken)
+	if err != nil {
+		return identity{}, fmt.Errorf("read who the control plane is: %w", err)
+	}
+	if len(cert) > 0 {
+		ca, err := trust.LoadCA(cert, key)
+		return identity{s, id, ca, mobula.Secret(token)}, err
+	}
+	ca, err := trust.NewCA("mobula-" + id)
+	if err != nil {
+		return identity{}, err
+	}
+	made := identity{s, id, ca, randomToken()}
+	set := func(key string, value []byte) state.Change {
+		return state.Change{Bucket: identityBucket, Key: key, Value: value}
+	}
+	return made, s.Write(set(identityCert, ca.PEM()), set(identityKey, ca.KeyPEM()), set(identityToken, []byte(string(made.token))))
+}
+
+// publishAccess writes how the control plane is reached where routers and people look.
+func publishAccess(ctx context.Context, c *kubernetes.Connection, name string, access client.Config) error {
+	data, err := access.Encode()
+	if err != nil {
+		return err
+	}
+	secrets := c.Client.CoreV1().Secrets(c.Namespace)
+	now, err := secrets.Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string][]byte{secretKey: data}}, metav1.CreateOptions{})
+	case err == nil && string(now.Data[secretKey]) != string(data):
+		if now.Data == nil {
+			now.Data = map[string][]byte{}
+		}
+		now.Data[secretKey] = data
+		_, err = secrets.Update(ctx, now, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("write the Secret %s: %w", name, kubernetes.Explain(err))
+	}
+	return nil
+}
+
+// applyObjects has the control plane want what the objects say.
+func (p *plane) applyObjects(ctx context.Context, objects *resources.Source) error {
+	for version := int64(0); ctx.Err() == nil; {
+		state := objects.Next(ctx, version)
+		if ctx.Err() != nil {
+			break
+		}
+		version = state.Version
+		if state.File == nil {
+			p.logger.WarnContext(ctx, "no fleet to look after", "why", state.Why)
+			continue
+		}
+		fleet, err := mobula.Load(state.File, "objects")
+		if err != nil { // composed files are right
+			return err
+		}
+		if impossible := p.impossible(ctx, fleet); len(impossible) > 0 {
+			objects.Refuse(impossible) // a state without them follows
+			continue
+		}
+		_, err = p.control.Apply(ctx, state.File, sourceOfObjects(fleet.Name), false, true)
+		objects.Took(version, err)
+		if err != nil && ctx.Err() == nil {
+			p.logger.ErrorContext(ctx, "the objects can't be applied, what was applied before stays", "err", err)
+			pause(ctx, objectsPause)
+			version = 0 // look again
+		}
+	}
+	return ctx.Err()
+}
+
+// objectsPause is waited before objects that were refused are tried again.
+const objectsPause = 5 * time.Second
+
+// impossible finds the models that the platform could never run, so that they hold up no others.
+func (p *plane) impossible(ctx context.Context, fleet *mobula.Fleet) map[string]string {
+	why := map[string]string{}
+	if err := p.platforms.Configure(ctx, fleet.Name, fleet.Platform, true); err != nil {
+		return why // Apply will say so
+	}
+	for _, m := range fleet.Models {
+		if !m.Placed() {
+			continue
+		}
+		d := adapters.Deployment{Key: adapters.Key{Fleet: fleet.Name, Model: m.Name, Revision: "check"}, Model: fleet.Engine(m), Replicas: 1}
+		if err := p.platforms.Check(ctx, d); err != nil && !errors.Is(err, adapters.ErrUnavailable) {
+			why[m.Name] = err.Error()
+		}
+	}
+	return why
+}
+
+// showObjects has the objects' status say how the fleet fares.
+func (p *plane) showObjects(ctx context.Context, objects *resources.Source) error {
+	for version := int64(0); ; {
+		view, err := p.control.View(ctx, version)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		version = view.Version
+		objects.Report(statusOf(view))
+	}
+}
+
+// statusOf gives what objects show of a view.
+func statusOf(v *control.View) *resources.Status {
+	s := &resources.Status{Models: make(map[string]resources.ModelStatus, len(v.Models)), Routers: len(v.Routers), Stale: v.Stale}
+	problems := map[string]string{}
+	replicas := map[string]int{}
+	for i := range v.Replicas {
+		r := &v.Replicas[i]
+		replicas[r.Model]++
+		if r.State == mobula.StateFailed || problems[r.Model] == "" && r.Reason != "" && (r.State == mobula.StatePending || r.State == mobula.StateSuspect) {
+			problems[r.Model] = "replica " + r.ID + ": " + r.Reason
+		}
+	}
+	for i := range v.Models {
+		m := &v.Models[i]
+		if m.Deleted {
+			continue
+		}
+		one := resources.ModelStatus{
+			Wanted: m.Wanted, Replicas: replicas[m.Name], Ready: m.Ready, Revision: m.Revision, Phase: string(m.Rollout), Message: m.Reason,
+			Problem: problems[m.Name],
+		}
+		for _, l := range m.LoRAs {
+			one.LoRAs = append(one.LoRAs, resources.LoRAStatus{Name: l.Name, Wanted: l.Wanted, Loaded: len(l.Loaded), Error: l.Error})
+		}
+		s.Models[m.Name] = one
+	}
+	return s
+}
+
+// tellObjects has what happens be Events of the objects.
+func (p *plane) tellObjects(ctx context.Context, events *resources.Events) error {
+	after := int64(0)
+	if old, err := p.control.Events(ctx, 0, false); err == nil && len(old) > 0 {
+		after = old[len(old)-1].Seq // told before
+	}
+	for {
+		list, err := p.control.Events(ctx, after, true)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			after = max(after, e.Seq)
+			events.Tell(resources.Event{Warning: e.Warning, Object: e.Object, Reason: e.Reason, Message: e.Message})
+		}
+	}
+}
+

@@ -1,0 +1,169 @@
+package leader
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"pgregory.net/rapid"
+
+	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
+	"github.com/mobula-serve/mobula/state"
+)
+
+func open(t require.TestingT, c *kubetest.Cluster) *Store {
+	s, err := OpenStore(context.Background(), c.Client(), "n", "state")
+	require.NoError(t, err)
+	return s
+}
+
+// all gives what a store has, as bucket/key=value.
+func all(t require.TestingT, s state.Store, buckets ...string) (got []string) {
+	for _, b := range buckets {
+		require.NoError(t, s.Each(b, func(key string, value []byte) error {
+			got = append(got, b+"/"+key+"="+string(value))
+			return nil
+		}))
+	}
+	return got
+}
+
+// Any history of writes and restarts gives what a store in memory has.
+func TestAStoreIsLikeTheOneInMemory(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		c := kubetest.New(kubetest.Options{})
+		defer c.Close()
+		s, model := open(r, c), state.NewInMemory()
+		names := []string{"a", "b", "c"}
+		for range rapid.IntRange(1, 12).Draw(r, "steps") {
+			if rapid.IntRange(0, 4).Draw(r, "what") == 0 {
+				require.NoError(r, s.Close())
+				s = open(r, c)
+			}
+			var changes []state.Change
+			for range rapid.IntRange(1, 4).Draw(r, "changes") {
+				change := state.Change{Bucket: rapid.SampledFrom(names).Draw(r, "bucket"), Key: rapid.SampledFrom(names).Draw(r, "key")}
+				if rapid.Bool().Draw(r, "set") {
+					change.Value = []byte(rapid.String().Draw(r, "value"))
+				}
+				changes = append(changes, change)
+			}
+			require.NoError(r, s.Write(changes...))
+			require.NoError(r, model.Write(changes...))
+			require.Equal(r, all(r, model, names...), all(r, s, names...))
+			for _, b := range names {
+				want, there, _ := model.Get(b, "a")
+				got, ok, err := s.Get(b, "a")
+				require.NoError(r, err)
+				require.Equal(r, there, ok)
+				require.Equal(r, want, got)
+			}
+		}
+		require.Equal(r, all(r, model, names...), all(r, open(r, c), names...))
+	})
+}
+
+func set(key, value string) state.Change {
+	return state.Change{Bucket: "b", Key: key, Value: []byte(value)}
+}
+
+func TestWhoNoLongerLeadsCanNotWrite(t *testing.T) {
+	c := cluster(t)
+	old := open(t, c)
+	require.NoError(t, old.Write(set("k", "1")))
+	next := open(t, c)
+	require.NoError(t, next.Write(set("k", "2")))
+	require.ErrorIs(t, old.Write(set("k", "3")), ErrTaken)
+	_, _, err := old.Get("b", "k")
+	require.ErrorIs(t, err, ErrTaken, "what it knows is of no use any more")
+	require.NoError(t, next.Write(set("l", "4")))
+	require.Equal(t, []string{"b/k=2", "b/l=4"}, all(t, open(t, c), "b"))
+}
+
+func TestTheSecretMayBeLabelledByOthers(t *testing.T) {
+	c := cluster(t)
+	s := open(t, c)
+	require.NoError(t, s.Write(set("k", "1")))
+	secrets := c.Client().CoreV1().Secrets("n")
+	secret, err := secrets.Get(t.Context(), "state", metav1.GetOptions{})
+	require.NoError(t, err)
+	secret.Labels = map[string]string{"backup": "yes"}
+	_, err = secrets.Update(t.Context(), secret, metav1.UpdateOptions{})
+	require.NoError(t, err)
+	require.NoError(t, s.Write(set("k", "2")))
+	require.Equal(t, []string{"b/k=2"}, all(t, open(t, c), "b"))
+}
+
+func TestAnAPIServerThatFailsForAWhile(t *testing.T) {
+	c := cluster(t)
+	s := open(t, c)
+	c.Fail("update", "secrets", http.StatusInternalServerError, 2)
+	require.NoError(t, s.Write(set("k", "1")))
+	require.Equal(t, []string{"b/k=1"}, all(t, open(t, c), "b"))
+}
+
+func TestWhatMayNotBeWrittenIsSaid(t *testing.T) {
+	c := cluster(t)
+	s := open(t, c)
+	c.Deny("update", "secrets")
+	require.ErrorContains(t, s.Write(set("k", "1")), "forbidden")
+	require.Empty(t, all(t, s, "b"), "nothing was written")
+	c.Allow("update", "secrets")
+	require.NoError(t, s.Write(set("k", "2")))
+
+	require.Error(t, s.Write(state.Change{Bucket: "", Key: "k"}))
+	noise := make([]byte, 2<<20)
+	for i := range noise {
+		noise[i] = byte(rand.Uint32())
+	}
+	require.ErrorIs(t, s.Write(state.Change{Bucket: "b", Key: "big", Value: noise}), ErrFull)
+	require.Equal(t, []string{"b/k=2"}, all(t, s, "b"))
+}
+
+func TestASecretThatIsDamaged(t *testing.T) {
+	c := cluster(t)
+	_, err := c.Client().CoreV1().Secrets("n").Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "state"}, Data: map[string][]byte{"shard-03": []byte("what is this")},
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = OpenStore(t.Context(), c.Client(), "n", "state")
+	require.ErrorIs(t, err, state.ErrDamaged)
+	require.ErrorContains(t, err, "n/state")
+}
+
+// A thousand models, each with what the control plane remembers of one, fit many times.
+func TestAThousandModelsFit(t *testing.T) {
+	c := cluster(t)
+	s := open(t, c)
+	entry := `{"target":"2d14645278","good":"2d14645278","range":"1-4","auto":2,"phase":"Complete","revisions":{"2d14645278":{"model":{"name":"org/model-%d","engine":{"kind":"vllm","args":["--max-model-len","8192","--tensor-parallel-size","8"]},"resources":{"gpus":8}},"live":2}}}`
+	var changes []state.Change
+	for i := range 1000 {
+		changes = append(changes, set(fmt.Sprint("model/", i), strings.Repeat(fmt.Sprintf(entry, i), 4)))
+	}
+	require.NoError(t, s.Write(changes...))
+	require.Less(t, size(s.secret.Data), maxState/4)
+	require.Len(t, all(t, open(t, c), "b"), 1000)
+}
+
+func FuzzUnpack(f *testing.F) {
+	good, err := pack(buckets{"b": {"k": []byte("v")}})
+	require.NoError(f, err)
+	f.Add(good)
+	f.Add([]byte{})
+	f.Add(slices.Concat(good[:10], []byte("x")))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, err := unpack(data)
+		if err != nil {
+			require.ErrorIs(t, err, state.ErrDamaged)
+			return
+		}
+		require.NotNil(t, b)
+	})
+}

@@ -1,0 +1,95 @@
+package chart_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
+)
+
+// ofTheFleet are values that the fleet file's own tests look at; here they are handed on.
+var ofTheFleet = []string{"models", "platform", "fleet"}
+
+// unused are values that the chart refuses, or that Helm hands to all charts.
+var unused = []string{"global", "kube-prometheus-stack", "prometheus-adapter"}
+
+// leaves gives each value of the schema that has no values below, with the schema's entry.
+func leaves(t *testing.T) map[string]map[string]any {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(chartPath, "values.schema.json"))
+	require.NoError(t, err)
+	var schema map[string]any
+	require.NoError(t, json.Unmarshal(raw, &schema))
+	out := map[string]map[string]any{}
+	var walk func(node map[string]any, path string)
+	walk = func(node map[string]any, path string) {
+		if ref, is := node["$ref"].(string); is {
+			below := at(schema, strings.ReplaceAll(strings.TrimPrefix(ref, "#/"), "/", " ")).(map[string]any)
+			require.NotNil(t, below, ref)
+			walk(below, path)
+			return
+		}
+		properties, _ := node["properties"].(map[string]any)
+		for key, below := range properties {
+			if path == "" && slices.Contains(append(ofTheFleet, unused...), key) {
+				continue
+			}
+			walk(below.(map[string]any), strings.TrimSpace(path+" "+key))
+		}
+		if len(properties) == 0 {
+			out[path] = node
+		}
+	}
+	walk(schema, "")
+	require.Greater(t, len(out), 80)
+	return out
+}
+
+func TestEveryValueIsInACase(t *testing.T) {
+	var given []any
+	for _, c := range valueCases() {
+		var values map[string]any
+		require.NoError(t, yaml.Unmarshal([]byte(c.values), &values))
+		given = append(given, values)
+	}
+	var missing []string
+	for path := range leaves(t) {
+		if !slices.ContainsFunc(given, func(values any) bool { return at(values, path) != nil }) {
+			missing = append(missing, path)
+		}
+	}
+	require.Empty(t, missing, "no case sets them")
+}
+
+// values.yaml has each value, if only as a comment where there is no default.
+func TestEveryValueIsInValuesYAML(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(chartPath, "values.yaml"))
+	require.NoError(t, err)
+	var values map[string]any
+	require.NoError(t, yaml.UnmarshalStrict(raw, &values))
+	for path, schema := range leaves(t) {
+		if parent := path[:max(0, strings.LastIndex(path, " "))]; free(at(values, parent)) {
+			continue // image: {} and the like: all that they have is left to others
+		}
+		value := at(values, path)
+		if value == nil {
+			require.Contains(t, string(raw), "# "+path[strings.LastIndex(path, " ")+1:]+":", path)
+			continue
+		}
+		if stated := schema["default"]; stated != nil {
+			require.Empty(t, cmp.Diff(text(t, stated), text(t, value)), path)
+		}
+	}
+}
+
+// free tells of a mapping with nothing in it.
+func free(value any) bool {
+	mapping, is := value.(map[string]any)
+	return is && len(mapping) == 0
+}

@@ -1,0 +1,81 @@
+package chart_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
+
+	"github.com/mobula-serve/mobula"
+)
+
+// Each file under examples/kubernetes renders as it stands, and tells what it shows and how it is installed.
+func TestExamplesRender(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join(examplesPath, "values-*.yaml"))
+	require.NoError(t, err)
+	require.Greater(t, len(paths), 15)
+	readme, err := os.ReadFile(filepath.Join(examplesPath, "README.md"))
+	require.NoError(t, err)
+	for _, path := range paths {
+		name := filepath.Base(path)
+		t.Run(name, func(t *testing.T) {
+			raw, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(string(raw), "# "), "it begins with what it shows")
+			require.Contains(t, string(raw), "helm install mobula charts/mobula -f examples/kubernetes/"+name)
+			require.Contains(t, string(readme), name)
+			out, err := render(t, string(raw))
+			require.NoError(t, err)
+			for _, object := range out.Objects {
+				requireKnown(t, object)
+			}
+			requireFleet(t, string(raw))
+		})
+	}
+}
+
+func TestTheMinimalExampleSetsThreeValues(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(examplesPath, "values-01-minimal.yaml"))
+	require.NoError(t, err)
+	var lines []string
+	for line := range strings.Lines(string(raw)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	require.Equal(t, []string{"models:", "- name: facebook/opt-125m", "replicas: 1", "resources: {gpus: 1}"}, lines)
+}
+
+// requireFleet fails unless what values say of the fleet is a fleet file that Mobula takes.
+func requireFleet(t *testing.T, values string) {
+	t.Helper()
+	var given struct {
+		Models   []map[string]any
+		Platform map[string]any
+		Fleet    map[string]any
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(values), &given))
+	file := map[string]any{"apiVersion": mobula.APIVersion, "kind": mobula.Kind, "platform": given.Platform, "models": given.Models}
+	if len(given.Platform) == 0 {
+		file["platform"] = map[string]any{"kubernetes": map[string]any{}}
+	}
+	maps.Copy(file, given.Fleet)
+	raw, err := yaml.Marshal(file)
+	require.NoError(t, err)
+	_, err = mobula.Load(raw, "values")
+	require.NoError(t, err)
+}
+
+// The time that a router has to stop is worked out from the fleet's defaults, which the chart writes down again.
+func TestTheChartKnowsTheDrainsDefault(t *testing.T) {
+	out, err := render(t, "{}")
+	require.NoError(t, err)
+	drain := time.Duration(mobula.Default().Router.Timeouts.Drain)
+	require.Equal(t, strconv.Itoa(int((drain+5*time.Second+15*time.Second)/time.Second)), text(t, at(out.Objects[router], "spec template spec terminationGracePeriodSeconds")))
+}

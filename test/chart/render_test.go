@@ -1,0 +1,118 @@
+// Package chart_test renders charts/mobula through Helm's own library and looks at what comes out.
+package chart_test
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	chartPath    = "../../charts/mobula"
+	examplesPath = "../../examples/kubernetes"
+	namespace    = "llm"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// rendering is what a set of values becomes.
+type rendering struct {
+	Objects map[string]map[string]any // by kind/name
+	Files   map[string]string         // as the templates wrote them, by path
+	Notes   string
+}
+
+// render gives the chart with values (YAML) as release mobula.
+func render(t *testing.T, values string) (rendering, error) {
+	t.Helper()
+	return renderAs(t, "mobula", values)
+}
+
+func renderAs(t *testing.T, release, values string) (rendering, error) {
+	t.Helper()
+	chart, err := loader.Load(chartPath)
+	require.NoError(t, err)
+	given, err := common.ReadValues([]byte(values))
+	require.NoError(t, err)
+	options := common.ReleaseOptions{Name: release, Namespace: namespace, Revision: 1, IsInstall: true}
+	all, err := util.ToRenderValues(chart, given, options, common.DefaultCapabilities)
+	if err != nil {
+		return rendering{}, err
+	}
+	files, err := engine.Engine{}.Render(chart, all)
+	if err != nil {
+		return rendering{}, err
+	}
+	out := rendering{Objects: map[string]map[string]any{}, Files: files}
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		if strings.HasSuffix(path, "NOTES.txt") {
+			out.Notes = files[path]
+			continue
+		}
+		for object := range documents(t, path, files[path]) {
+			key := fmt.Sprint(object["kind"], "/", at(object, "metadata name"))
+			if ns := at(object, "metadata namespace"); ns != nil && ns != namespace {
+				key = fmt.Sprint(key, "@", ns)
+			}
+			require.NotContains(t, out.Objects, key, "two objects of one name in %s", path)
+			out.Objects[key] = object
+		}
+	}
+	return out, nil
+}
+
+// documents gives the objects in a file. A key that is there twice is an error.
+func documents(t *testing.T, path, text string) func(yield func(map[string]any) bool) {
+	t.Helper()
+	return func(yield func(map[string]any) bool) {
+		for _, part := range strings.Split("\n"+text, "\n---") {
+			var object map[string]any
+			require.NoError(t, yaml.UnmarshalStrict([]byte(part), &object), "%s:\n%s", path, part)
+			if len(object) > 0 && !yield(object) {
+				return
+			}
+		}
+	}
+}
+
+// at gives what is at a path of keys and indices, separated by spaces; nil when there is nothing.
+func at(value any, path string) any {
+	for key := range strings.FieldsSeq(path) {
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[key]
+		case []any:
+			i, err := strconv.Atoi(key)
+			if err != nil || i < 0 || i >= len(v) {
+				return nil
+			}
+			value = v[i]
+		default:
+			return nil
+		}
+	}
+	return value
+}
+
+// text gives a value as YAML on one line as far as it is short, for comparisons that people can read.
+func text(t *testing.T, value any) string {
+	t.Helper()
+	if s, is := value.(string); is {
+		return s
+	}
+	raw, err := yaml.Marshal(value)
+	require.NoError(t, err)
+	return string(bytes.TrimSpace(raw))
+}
