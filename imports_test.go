@@ -87,7 +87,7 @@ var rooms = map[string][]string{
 // inTests is what every room's tests may import beside: tools, and the twins that stand in
 // for the world outside.
 var inTests = []string{
-	"adapters", "adapters/conformance", "adapters/ray/raytest", "engine/sim", "router/pick", "router/proxy",
+	"adapters", "adapters/conformance", "adapters/ray/raytest", "adapters/kubernetes/kubetest", "engine/sim", "router/pick", "router/proxy",
 	"github.com/stretchr/testify/require", "github.com/google/go-cmp/", "go.uber.org/goleak", "pgregory.net/rapid",
 	"github.com/prometheus/client_golang/prometheus", "golang.org/x/sys/", "github.com/tidwall/gjson",
 }

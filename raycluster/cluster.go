@@ -56,6 +56,9 @@ func Cluster(e kube.Engine, replica string) (*rayv1.RayCluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if e.Model.Kubernetes.Image == "" && !g.simulated {
+		return nil, fmt.Errorf("%w: models[%s].kubernetes.image: a RayCluster needs an image with vLLM and Ray, and vLLM's own images have no Ray: name one, such as rayproject/ray-llm", kube.ErrInvalid, e.Model.Name)
+	}
 	spec, err := g.spec()
 	if err != nil {
 		return nil, err

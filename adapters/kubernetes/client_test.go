@@ -196,6 +196,7 @@ func TestExplain(t *testing.T) {
 }
 
 func TestRequestsEndInTime(t *testing.T) {
+	t.Parallel()
 	stuck := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("body") != "" || r.URL.Query().Get("watch") != "" {
@@ -247,7 +248,7 @@ func TestAnUntrustedCertificateIsExplained(t *testing.T) {
 
 func TestWarningsAreLoggedOnce(t *testing.T) {
 	outside(t)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Warning", `299 - "unknown field \"spec.x\""`)
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"kind":"PodList","apiVersion":"v1","items":[]}`)

@@ -68,20 +68,24 @@ type Cluster struct {
 	log       *slog.Logger
 	now       func() time.Time
 	anew      chan struct{} // wakes Run: the link is another one
+	served    *adapters.InMemory
+	known     chan struct{} // closed when endpoints are known
+	knownOnce sync.Once
 
 	configure sync.Mutex // held by Configure throughout
 	writing   [64]sync.Mutex
 	seed      maphash.Seed
 
-	mu       sync.Mutex
-	link     *link    // nil while nothing is configured
-	keeper  *keeper // of link, nil while Run does not run
-	records  map[string]map[string]*record
-	statuses map[string][]mobula.Replica     // by group
-	gaps     map[string]map[string]time.Time // pods that are missing, by group and name: since when
-	troubles map[string]string               // by group: why its objects can't be made
-	notes    []putNote
-	changed  chan struct{}
+	mu        sync.Mutex
+	link      *link   // nil while nothing is configured
+	keeper    *keeper // of link, nil while Run does not run
+	discovery *Discovery
+	records   map[string]map[string]*record
+	statuses  map[string][]mobula.Replica     // by group
+	gaps      map[string]map[string]time.Time // pods that are missing, by group and name: since when
+	troubles  map[string]string               // by group: why its objects can't be made
+	notes     []putNote
+	changed   chan struct{}
 }
 
 // link is a cluster as it is configured. It is not changed.
@@ -108,7 +112,7 @@ func New(o Options) (*Cluster, error) {
 	}
 	c := &Cluster{
 		options: o, workloads: map[string]kube.Workload{}, log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), now: o.Now,
-		seed: maphash.MakeSeed(), anew: make(chan struct{}, 1), records: map[string]map[string]*record{}, statuses: map[string][]mobula.Replica{},
+		seed: maphash.MakeSeed(), anew: make(chan struct{}, 1), served: adapters.NewInMemory(), known: make(chan struct{}), records: map[string]map[string]*record{}, statuses: map[string][]mobula.Replica{},
 		gaps: map[string]map[string]time.Time{}, troubles: map[string]string{}, changed: make(chan struct{}),
 	}
 	for _, w := range o.Workloads {
@@ -152,12 +156,13 @@ func (c *Cluster) serve(ctx context.Context, l *link) {
 		return
 	}
 	c.keeper = s
+	clear(c.records) // they are read anew: some may be gone
+	clear(c.statuses)
+	c.tell()
 	c.mu.Unlock()
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer cancel()
-		s.run(ctx)
-	})
+	wg.Go(func() { s.run(ctx) })
+	wg.Go(func() { c.discover(ctx, l) })
 	for here := true; here; {
 		select {
 		case <-ctx.Done():
@@ -196,12 +201,11 @@ func (c *Cluster) reach(ctx context.Context) (*keeper, error) {
 		switch {
 		case l == nil:
 			return nil, unavailable(errNone)
-		case s != nil && s.ready():
+		case s != nil && s.looked.Load():
 			return s, nil
 		}
 		select {
 		case <-changed:
-		case <-time.After(20 * time.Millisecond): // it begins
 		case <-ctx.Done():
 			if s != nil {
 				if err := s.away(0); err != nil {

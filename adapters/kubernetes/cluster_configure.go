@@ -47,6 +47,9 @@ func (c *Cluster) Configure(ctx context.Context, fleet string, p mobula.Platform
 		return fmt.Errorf("platform.kubernetes: %w", err)
 	}
 	l := &link{fleet: fleet, platform: p, Connection: next}
+	if _, err := NewDiscovery(fleet, p, DiscoveryOptions{Client: next.Client, Namespace: next.Namespace}); err != nil {
+		return err
+	}
 	if before != nil && before.fleet == fleet && before.Connection.same(next) && reflect.DeepEqual(sections(before.platform), sections(p)) {
 		if dry {
 			return nil
@@ -171,58 +174,3 @@ func resourcesOf(workloads []kube.Workload) (all []schema.GroupVersionResource) 
 	}
 	return all
 }
-
-// Discoverer gives the endpoints of the fleet's engines and of those that platform.kubernetes.discover selects, for routers that follow the
-// control plane. It sends nothing before a cluster is configured.
-func (c *Cluster) Discoverer() adapters.Discoverer { return discoverer{c} }
-
-type discoverer struct{ cluster *Cluster }
-
-// Run sends the endpoints, and again when they change. Any number of Runs may go on at once.
-func (d discoverer) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
-	c := d.cluster
-	var of *link
-	var discovery *Discovery
-	ended := make(chan error, 1)
-	running, cancel := context.WithCancel(ctx)
-	defer func() {
-		cancel()
-		if discovery != nil {
-			<-ended
-		}
-	}()
-	for {
-		c.mu.Lock()
-		l, changed := c.link, c.changed
-		c.mu.Unlock()
-		if l != nil && l != of {
-			of = l
-			if err := c.discover(running, l, &discovery, up, ended); err != nil {
-				c.log.Error("cannot find the engines of the Kubernetes cluster", "error", err)
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// discover has the Discovery look at a link's cluster, and runs it if it is the first one.
-func (c *Cluster) discover(ctx context.Context, l *link, d **Discovery, up chan<- []mobula.Endpoint, ended chan<- error) error {
-	if *d != nil {
-		return (*d).Update(l.fleet, l.platform)
-	}
-	first, err := NewDiscovery(l.fleet, l.platform, DiscoveryOptions{
-		Client: c.options.Client, Namespace: l.Namespace, Logger: c.log, Version: c.options.Version,
-	})
-	if err != nil {
-		return err
-	}
-	*d = first
-	go func() { ended <- first.Run(ctx, up) }()
-	return nil
-}
-
-var _ adapters.Discoverer = discoverer{}

@@ -208,6 +208,9 @@ func (c *Cluster) Problems() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var all []string
+	if c.discovery != nil {
+		all = c.discovery.Problems()
+	}
 	if c.keeper != nil {
 		for _, w := range append(slices.Clone(c.keeper.watches), c.keeper.nodesOn) {
 			if err, _ := w.failing(); err != nil && w.refused() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,8 +79,8 @@ func BenchmarkDiscoveryLook(b *testing.B) {
 
 // heavy is what real pods bear that nobody here needs.
 func heavy(p *corev1.Pod) {
-	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 4096)}}}
-	p.Spec.Containers[0].Args = []string{string(make([]byte, 2048))}
+	p.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 4096))}}
+	p.Spec.Containers[0].Args = []string{strings.Repeat("x", 2048)}
 }
 
 func heap() uint64 {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -146,9 +147,9 @@ func TestStoresEndAsAFreshListSays(t *testing.T) {
 }
 
 func describe(s *store[*found]) string {
-	out := ""
+	var out strings.Builder
 	for _, i := range s.list() {
-		out += fmt.Sprintf("%s=%s,%t ", i.key, i.value.endpoint.URL, i.value.endpoint.Draining)
+		fmt.Fprintf(&out, "%s=%s,%t ", i.key, i.value.endpoint.URL, i.value.endpoint.Draining)
 	}
-	return out
+	return out.String()
 }

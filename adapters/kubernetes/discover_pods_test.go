@@ -12,7 +12,7 @@ import (
 	"github.com/mobula-serve/mobula/kube"
 )
 
-// strangers is a pod of others that serves on port 8000, with what change does to it.
+// stranger is a pod of others that serves on port 8000, with what change does to it.
 func stranger(change ...func(*corev1.Pod)) *corev1.Pod {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "vllm-0", Labels: map[string]string{"app": "vllm"}},
@@ -77,9 +77,9 @@ func TestPodsOfOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			q := query{fleet: "mine", home: "home", key: "secret", entry: mobula.KubernetesDiscover{Port: tc.port, Models: []string{"m"}, Role: mobula.RolePrefill}}
-			got, any := q.pod(tc.pod)
-			require.Equal(t, tc.url != "" || tc.leftOut != "", any)
-			if !any {
+			got, kept := q.pod(tc.pod)
+			require.Equal(t, tc.url != "" || tc.leftOut != "", kept)
+			if !kept {
 				return
 			}
 			require.Equal(t, tc.leftOut == "", got.leftOut == "", got.leftOut)

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// Between two tries: 0.5 s and up to twice as much, doubled each time up to 8 s and up to twice as much, so that many routers don't
-	// come back to an API server all at once. client-go's own goes up to a minute, for which new pods would wait.
+	// Between two tries: 0.5 s to 1 s, doubled each time up to 4 s to 8 s, so that many routers don't come back to an API server all
+	// at once. client-go's own go up to a minute, for which new pods would wait.
 	retryFirst = 500 * time.Millisecond
-	retryMost  = 8 * time.Second
+	retryMost  = 4 * time.Second
 	retrySteps = 16
 	// retryForget is how long a watch must have gone well for the next failure to be the first one.
 	retryForget = time.Minute

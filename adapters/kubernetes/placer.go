@@ -38,6 +38,8 @@ func (e impossibleError) Unwrap() error        { return e.error }
 
 // Apply makes d so.
 func (c *Cluster) Apply(ctx context.Context, d adapters.Deployment) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	s, err := c.reach(ctx)
 	if err != nil {
 		return err
@@ -291,6 +293,8 @@ func lastManager(o metav1.Object) string {
 
 // Remove stops all replicas of the deployment and forgets it.
 func (c *Cluster) Remove(ctx context.Context, key adapters.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	s, err := c.reach(ctx)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"io"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -14,7 +15,17 @@ import (
 )
 
 // patient waits after each Apply until Kubernetes has named the pods: only then do their replicas have IDs.
-type patient struct{ *Cluster }
+type patient struct{ *lab }
+
+// Logs has the engine print something first: nothing runs in the pods.
+func (s patient) Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error) {
+	for _, pod := range s.cube.Pods(testSpace, "") {
+		if pod.Name == replica || pod.Labels[kube.LabelReplica] == replica {
+			s.cube.Log(testSpace, pod.Name, "hello\n")
+		}
+	}
+	return s.Cluster.Logs(ctx, replica, tail, follow)
+}
 
 func (s patient) Apply(ctx context.Context, d adapters.Deployment) error {
 	if err := s.Cluster.Apply(ctx, d); err != nil {
@@ -55,14 +66,14 @@ func subject(t testing.TB, model mobula.Model, crash func(l *lab, id string)) co
 	impossible := simModel("too-odd")
 	impossible.Kubernetes.CPU = "two"
 	return conformance.PlacerSubject{
-		Placer: patient{l.Cluster}, Discoverer: l.Discoverer(), Model: model, Impossible: &impossible,
+		Placer: patient{l}, Discoverer: l.Discoverer(), Model: model, Impossible: &impossible,
 		Platform: &p, Refused: &mobula.Platform{Kubernetes: &mobula.Kubernetes{Namespace: "elsewhere"}},
 		Crash: func(id string) { crash(l, id) },
 		Lose:  l.cube.Down,
 		Restart: func() (adapters.Placer, adapters.Discoverer) {
 			l.restart()
 			configure()
-			return patient{l.Cluster}, l.Discoverer()
+			return patient{l}, l.Discoverer()
 		},
 		Running: l.running,
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +28,8 @@ const (
 	resync     = 5 * time.Minute // each group is looked at this often though nothing changes
 	firstRetry = 200 * time.Millisecond
 	lastRetry  = time.Minute
-	// patience is how long a group waits until what was written shows in the watches.
-	patience = 5 * time.Second
+	// lagMost is how long a group waits until what was written shows in the watches.
+	lagMost = 5 * time.Second
 	// calm is how long what others change is left alone after it was put back once, doubled each time up to calmMost.
 	calm     = time.Second
 	calmMost = 5 * time.Minute
@@ -47,6 +48,8 @@ type keeper struct {
 	nodesOn  *watched
 	pace     map[string]pace // by group; one worker at a time has each entry
 	paceLock sync.Mutex
+
+	looked   atomic.Bool      // all watches have shown what there is, and Status tells of it
 
 	memo   sync.Mutex
 	shapes map[[2]string][]ident // by record and replica
@@ -106,14 +109,9 @@ func (s *keeper) run(ctx context.Context) {
 		wg.Go(func() { w.run(ctx) })
 	}
 	wg.Go(func() {
-		for !s.ready() { // the first look is whole
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
+		if !s.first(ctx) {
+			return
 		}
-		s.turned()
 		for range workers {
 			wg.Go(func() { s.work(ctx) })
 		}
@@ -124,13 +122,46 @@ func (s *keeper) run(ctx context.Context) {
 	wg.Wait()
 }
 
+// first waits until all watches have shown what there is: nothing is told or done before. It fails when ctx ends.
+func (s *keeper) first(ctx context.Context) bool {
+	for _, w := range s.watches {
+		for changed := s.Changed(); !w.items.synced(); changed = s.Changed() {
+			select {
+			case <-ctx.Done():
+				return false
+			case <-changed:
+			case <-time.After(firstRetry): // a list that is filled tells nobody
+			}
+		}
+	}
+	for _, group := range s.groups() {
+		s.refresh(group)
+	}
+	s.looked.Store(true)
+	s.turned()
+	return true
+}
+
+// groups are those of which there is anything.
+func (s *keeper) groups() []string {
+	all := map[string]bool{}
+	s.Cluster.mu.Lock()
+	for group := range s.records {
+		all[group] = true
+	}
+	s.Cluster.mu.Unlock()
+	for _, on := range append(slices.Collect(maps.Values(s.objects)), s.pods) {
+		for _, o := range on.every() {
+			all[groupByLabels(o)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
 // again has each group be looked at now and then.
 func (s *keeper) again(ctx context.Context) {
 	for {
-		s.Cluster.mu.Lock()
-		all := slices.Collect(maps.Keys(s.records))
-		s.Cluster.mu.Unlock()
-		for _, group := range all {
+		for _, group := range s.groups() {
 			s.queue.Add(group)
 		}
 		select {
@@ -139,11 +170,6 @@ func (s *keeper) again(ctx context.Context) {
 		case <-time.After(resync):
 		}
 	}
-}
-
-// ready tells whether all watches have shown what there is.
-func (s *keeper) ready() bool {
-	return !slices.ContainsFunc(s.watches, func(w *watched) bool { return !w.items.synced() })
 }
 
 // away gives why the cluster can't be asked, nil if it can or could a moment ago.
@@ -302,7 +328,7 @@ func (a awaited) shown() bool {
 }
 
 func (p *pace) await(a awaited, now time.Time) {
-	p.awaited, p.until = append(p.awaited, a), now.Add(patience)
+	p.awaited, p.until = append(p.awaited, a), now.Add(lagMost)
 }
 
 func (p *pace) fought(id ident, now time.Time) {

@@ -43,8 +43,8 @@ func TestServices(t *testing.T) {
 		"an alias":                   {service: service(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }), leftOut: "alias of a DNS name"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, any := query{key: "secret", entry: mobula.KubernetesDiscover{Port: tc.port, Models: []string{"m"}}}.service(tc.service)
-			require.True(t, any)
+			got, kept := query{key: "secret", entry: mobula.KubernetesDiscover{Port: tc.port, Models: []string{"m"}}}.service(tc.service)
+			require.True(t, kept)
 			require.Contains(t, got.leftOut, tc.leftOut)
 			if tc.leftOut != "" {
 				return
@@ -75,14 +75,14 @@ func TestWhatIsBehindAService(t *testing.T) {
 		"no address":           {[]discoveryv1.Endpoint{{}}, backing{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, any := readSlice(slice("chat-1", "chat", tc.all...))
-			require.Equal(t, tc.want.ready || tc.want.serves, any)
+			got, kept := readSlice(slice("chat-1", "chat", tc.all...))
+			require.Equal(t, tc.want.ready || tc.want.serves, kept)
 			tc.want.service = "team/chat"
 			require.Equal(t, tc.want, got)
 		})
 	}
-	_, any := readSlice(slice("chat-1", ""))
-	require.False(t, any, "of no Service")
+	_, kept := readSlice(slice("chat-1", ""))
+	require.False(t, kept, "of no Service")
 }
 
 func slice(name, service string, all ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {

@@ -125,7 +125,7 @@ func routerCases() []valueCase {
 				{router, "spec template spec terminationGracePeriodSeconds", "50"},
 				{router, "spec template spec topologySpreadConstraints 0 topologyKey", "kubernetes.io/hostname"},
 				{"Role/mobula-router", "rules 3 resourceNames", "- mobula-control"},
-				{"Role/mobula-router", "rules 3 verbs", "- get\n- list\n- watch"},
+				{"Role/mobula-router", "rules 3 verbs", "- get"},
 			},
 		},
 		{
@@ -260,6 +260,11 @@ router:
 				{router, "spec template spec topologySpreadConstraints", "[]"},
 				{router, "spec template spec automountServiceAccountToken", "false"},
 			},
+		},
+		{
+			name: "a field of the pod taken out, as OpenShift has it", values: "{router: {pod: {spec: {securityContext: {runAsUser: null}}}}}",
+			want:   []want{{router, "spec template spec securityContext runAsNonRoot", "true"}},
+			absent: []string{router + " spec template spec securityContext runAsUser"},
 		},
 		{
 			name: "no limit of memory", values: "{router: {resources: {limits: null}}}",

@@ -9,10 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mobula-serve/mobula"
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
-
-	"github.com/mobula-serve/mobula"
 )
 
 // Each file under examples/kubernetes renders as it stands, and tells what it shows and how it is installed.

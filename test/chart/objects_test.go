@@ -83,18 +83,6 @@ func strict(schema map[string]any) {
 	}
 }
 
-func TestObjectsAreWhatTheirAPIsTake(t *testing.T) {
-	for _, c := range valueCases() {
-		t.Run(c.name, func(t *testing.T) {
-			out, err := render(t, c.values)
-			require.NoError(t, err)
-			for _, object := range out.Objects {
-				requireKnown(t, object)
-			}
-		})
-	}
-}
-
 // The check itself: it must see a field that is none.
 func TestUnknownFieldsOfObjectsAreSeen(t *testing.T) {
 	strict := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, serializer.SerializerOptions{Strict: true})

@@ -16,6 +16,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 )
 
@@ -40,18 +41,20 @@ func render(t *testing.T, values string) (rendering, error) {
 	return renderAs(t, "mobula", values)
 }
 
-func renderAs(t *testing.T, release, values string) (rendering, error) {
+// renderAs is render for a release of another name. With objects that are there it is an upgrade; at an install, before custom resource
+// definitions are known, none may be looked up.
+func renderAs(t *testing.T, release, values string, there ...runtime.Object) (rendering, error) {
 	t.Helper()
 	chart, err := loader.Load(chartPath)
 	require.NoError(t, err)
 	given, err := common.ReadValues([]byte(values))
 	require.NoError(t, err)
-	options := common.ReleaseOptions{Name: release, Namespace: namespace, Revision: 1, IsInstall: true}
+	options := common.ReleaseOptions{Name: release, Namespace: namespace, Revision: 1, IsInstall: len(there) == 0, IsUpgrade: len(there) > 0}
 	all, err := util.ToRenderValues(chart, given, options, common.DefaultCapabilities)
 	if err != nil {
 		return rendering{}, err
 	}
-	files, err := engine.Engine{}.Render(chart, all)
+	files, err := engine.RenderWithClientProvider(chart, all, cluster(there))
 	if err != nil {
 		return rendering{}, err
 	}
@@ -77,7 +80,7 @@ func renderAs(t *testing.T, release, values string) (rendering, error) {
 func documents(t *testing.T, path, text string) func(yield func(map[string]any) bool) {
 	t.Helper()
 	return func(yield func(map[string]any) bool) {
-		for _, part := range strings.Split("\n"+text, "\n---") {
+		for part := range strings.SplitSeq("\n"+text, "\n---") {
 			var object map[string]any
 			require.NoError(t, yaml.UnmarshalStrict([]byte(part), &object), "%s:\n%s", path, part)
 			if len(object) > 0 && !yield(object) {

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -156,7 +157,11 @@ func (f *Fleet) command(args ...string) *exec.Cmd {
 // start starts a process on m and gives the first line that it prints.
 func (f *Fleet) start(m Machine, name string, args ...string) string {
 	f.t.Helper()
-	cmd := f.command(args...)
+	return f.launch(m, name, f.command(args...))
+}
+
+func (f *Fleet) launch(m Machine, name string, cmd *exec.Cmd) string {
+	f.t.Helper()
 	p := &proc{cmd: cmd, log: &log{}, done: make(chan struct{})}
 	cmd.Stderr = p.log
 	out, err := cmd.StdoutPipe()
@@ -421,6 +426,9 @@ func (f *Fleet) end() {
 		f.Stop(h.Name)
 	}
 	f.Stop("control")
+	for _, name := range slices.Sorted(maps.Keys(f.procs)) {
+		f.Stop(name)
+	}
 	left := append(f.Processes("shim"), processes(func(_ []string, env string) bool { return strings.Contains(env, f.mark()) })...)
 	for _, pid := range left {
 		_ = syscall.Kill(pid, syscall.SIGKILL)

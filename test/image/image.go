@@ -55,7 +55,7 @@ type layout struct {
 	seen map[string]bool
 }
 
-// write writes an archive that `ctr images import`, `docker load`, `podman load` and `kind load image-archive` take. The
+// write writes an archive that `ctr images import`, `docker load` (from version 25 on), `podman load` and `kind load image-archive` take. The
 // same binaries give the same bytes.
 func (s spec) write(w io.Writer, binaries ...string) error {
 	l := layout{tar: tar.NewWriter(w), seen: map[string]bool{}}
@@ -175,7 +175,8 @@ func pack(content []byte) ([]byte, error) {
 		return nil, err
 	}
 	_, err = z.Write(content)
-	return b.Bytes(), errors.Join(err, z.Close())
+	err = errors.Join(err, z.Close())
+	return b.Bytes(), err
 }
 
 // architecture tells by Go's name what the binary is for, and refuses one that an empty image can't run.

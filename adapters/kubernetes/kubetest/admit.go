@@ -1,6 +1,7 @@
 package kubetest
 
 import (
+	"encoding/base64"
 	"fmt"
 	"hash/fnv"
 	"reflect"
@@ -45,6 +46,9 @@ func child(o tree, name string) tree {
 
 // defaults fills in what the API server does, of what others read.
 func defaults(t *table, o tree) {
+	if t.is("", "secrets") {
+		secretDefaults(o)
+	}
 	spec := sub(o, "spec")
 	if spec == nil {
 		return
@@ -62,28 +66,41 @@ func defaults(t *table, o tree) {
 		set(o, "status", tree{"phase": "Bound", "accessModes": copied(spec["accessModes"]), "capacity": copied(at(spec, "resources", "requests"))})
 	case t.Group == "apps" && sub(spec, "template") != nil:
 		podDefaults(sub(spec, "template", "spec"))
-		switch t.Kind {
-		case "Deployment":
-			set(spec, "replicas", int64(1))
-			set(spec, "revisionHistoryLimit", int64(10))
-			set(spec, "progressDeadlineSeconds", int64(600))
-			strategy := child(spec, "strategy")
-			set(strategy, "type", "RollingUpdate")
-			if text(strategy, "type") == "RollingUpdate" {
-				rolling := child(strategy, "rollingUpdate")
-				set(rolling, "maxSurge", "25%")
-				set(rolling, "maxUnavailable", "25%")
-			}
-		case "ReplicaSet":
-			set(spec, "replicas", int64(1))
-		case "StatefulSet":
-			set(spec, "replicas", int64(1))
-			set(spec, "revisionHistoryLimit", int64(10))
-			set(spec, "podManagementPolicy", "OrderedReady")
-			set(child(spec, "updateStrategy"), "type", "RollingUpdate")
-			set(spec, "persistentVolumeClaimRetentionPolicy", tree{"whenDeleted": "Retain", "whenScaled": "Retain"})
-		}
+		workloadDefaults(t.Kind, spec)
 	}
+}
+
+func workloadDefaults(kind string, spec tree) {
+	switch kind {
+	case "Deployment":
+		set(spec, "replicas", int64(1))
+		set(spec, "revisionHistoryLimit", int64(10))
+		set(spec, "progressDeadlineSeconds", int64(600))
+		strategy := child(spec, "strategy")
+		set(strategy, "type", "RollingUpdate")
+		if text(strategy, "type") == "RollingUpdate" {
+			rolling := child(strategy, "rollingUpdate")
+			set(rolling, "maxSurge", "25%")
+			set(rolling, "maxUnavailable", "25%")
+		}
+	case "ReplicaSet":
+		set(spec, "replicas", int64(1))
+	case "StatefulSet":
+		set(spec, "replicas", int64(1))
+		set(spec, "revisionHistoryLimit", int64(10))
+		set(spec, "podManagementPolicy", "OrderedReady")
+		set(child(spec, "updateStrategy"), "type", "RollingUpdate")
+		set(spec, "persistentVolumeClaimRetentionPolicy", tree{"whenDeleted": "Retain", "whenScaled": "Retain"})
+	}
+}
+
+// secretDefaults encodes what was given as text.
+func secretDefaults(o tree) {
+	set(o, "type", "Opaque")
+	for name, v := range texts(sub(o, "stringData")) {
+		child(o, "data")[name] = base64.StdEncoding.EncodeToString([]byte(v))
+	}
+	delete(o, "stringData")
 }
 
 func podDefaults(spec tree) {
@@ -170,7 +187,7 @@ func valid(t *table, was, is tree) error {
 			errs = append(errs, field.Forbidden(spec, "pod updates may not change fields other than `spec.containers[*].image`,"+
 				"`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds`"))
 		}
-	case t.Group == "apps" && sub(is, "spec", "template") != nil:
+	case t.is("apps", "deployments"), t.is("apps", "replicasets"), t.is("apps", "statefulsets"):
 		errs = append(errs, validWorkload(t, was, is, spec)...)
 	case t.is("", "services") && was != nil:
 		if have, had := text(is, "spec", "clusterIP"), text(was, "spec", "clusterIP"); have != had {

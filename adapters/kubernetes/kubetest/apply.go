@@ -32,7 +32,7 @@ func (c *Cluster) patch(q *call) (int, tree, error) {
 		return c.apply(q, live)
 	}
 	if live == nil {
-		return 0, nil, apierrors.NewNotFound(q.table.GroupVersionResource.GroupResource(), q.Name)
+		return 0, nil, apierrors.NewNotFound(q.table.GroupResource(), q.Name)
 	}
 	o, err := q.patched(live.tree)
 	if err != nil {
@@ -74,7 +74,7 @@ func (q *call) patched(live tree) (tree, error) {
 		return out, nil
 	}
 	return nil, &apierrors.StatusError{ErrStatus: statusOf(apierrors.NewGenericServerResponse(
-		http.StatusUnsupportedMediaType, "patch", q.table.GroupVersionResource.GroupResource(), q.Name,
+		http.StatusUnsupportedMediaType, "patch", q.table.GroupResource(), q.Name,
 		"the body of the request was in an unknown format - accepted media types do not include "+q.media, 0, false))}
 }
 
@@ -97,7 +97,7 @@ func (c *Cluster) apply(q *call, live *object) (int, tree, error) {
 		return http.StatusOK, answer, err
 	}
 	if q.Subresource != "" || text(want, "metadata", "resourceVersion") != "" || text(want, "metadata", "uid") != "" {
-		return 0, nil, apierrors.NewNotFound(q.table.GroupVersionResource.GroupResource(), q.Name)
+		return 0, nil, apierrors.NewNotFound(q.table.GroupResource(), q.Name)
 	}
 	manager, err := c.manager(q.table.Resource, "")
 	if err != nil {
@@ -128,7 +128,7 @@ func yamlInto(raw []byte, o *tree) error {
 }
 
 func (c *Cluster) replaceApplied(q *call, live *object, want tree, force bool) (tree, error) {
-	gr := q.table.GroupVersionResource.GroupResource()
+	gr := q.table.GroupResource()
 	if v := text(want, "metadata", "resourceVersion"); v != "" && v != decimal(live.version) {
 		return nil, apierrors.NewConflict(gr, q.Name, errModified)
 	}
@@ -164,7 +164,7 @@ type fieldManager struct {
 
 // manager gives the field manager of a resource or its subresource.
 func (c *Cluster) manager(r Resource, subresource string) (*fieldManager, error) {
-	name := r.GroupVersionResource.String() + "/" + subresource
+	name := r.String() + "/" + subresource
 	if m := c.managers[name]; m != nil {
 		return m, nil
 	}

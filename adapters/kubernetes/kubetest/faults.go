@@ -2,6 +2,7 @@ package kubetest
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -121,11 +122,7 @@ func (c *Cluster) Fail(verb, resource string, code, times int) {
 func (c *Cluster) Calls() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make(map[string]int, len(c.calls))
-	for name, n := range c.calls {
-		out[name] = n
-	}
-	return out
+	return maps.Clone(c.calls)
 }
 
 // Requests gives the requests since the last ResetCalls, the latest twenty thousand.
@@ -196,7 +193,7 @@ func refused(q *call) error {
 
 // failed makes the error of a status that a test asked for.
 func failed(code int, q *call) error {
-	gr := q.table.GroupVersionResource.GroupResource()
+	gr := q.table.GroupResource()
 	switch code {
 	case http.StatusTooManyRequests:
 		return apierrors.NewTooManyRequests("the server has received too many requests and has asked us to try again later", 1)

@@ -134,7 +134,7 @@ func (c *Cluster) write(q *call) (int, tree, error) {
 		answer, err := c.removeAll(q)
 		return http.StatusOK, answer, err
 	}
-	return 0, nil, apierrors.NewMethodNotSupported(q.table.GroupVersionResource.GroupResource(), q.Verb)
+	return 0, nil, apierrors.NewMethodNotSupported(q.table.GroupResource(), q.Verb)
 }
 
 // parse reads a request. Its error is a Status.

@@ -82,7 +82,7 @@ func (c *Cluster) obstacle(o *object) (reason, message string) {
 			if secret == nil {
 				return "CreateContainerConfigError", fmt.Sprintf("secret %q not found", text(from, "name"))
 			}
-			if at(secret.tree, "data", text(from, "key")) == nil && at(secret.tree, "stringData", text(from, "key")) == nil {
+			if at(secret.tree, "data", text(from, "key")) == nil {
 				return "CreateContainerConfigError", fmt.Sprintf("couldn't find key %s in Secret %s/%s", text(from, "key"), o.namespace, text(from, "name"))
 			}
 		}
@@ -231,13 +231,18 @@ func (c *Cluster) stopped(at key) {
 // finish ends a pod that is deleted.
 func (c *Cluster) finish(o *object) {
 	c.stopped(o.key)
-	delete(c.waiting, o.key)
-	if l := c.logged[o.key]; l != nil {
-		delete(c.logged, o.key)
-		l.wake()
-	}
 	if len(list(o.tree, "metadata", "finalizers")) == 0 {
 		c.store.drop(c.pods(), o.key)
+	}
+}
+
+// forget ends what is kept of a pod that is gone.
+func (c *Cluster) forget(pod key) {
+	c.stopped(pod)
+	delete(c.waiting, pod)
+	if l := c.logged[pod]; l != nil {
+		delete(c.logged, pod)
+		l.wake()
 	}
 }
 

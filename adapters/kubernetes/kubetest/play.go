@@ -48,6 +48,10 @@ func (c *Cluster) observe(t *table, old, now *object) {
 		for r := range c.store.byOwner[old.uid()] {
 			c.enqueue(r)
 		}
+		delete(c.adopted, ref{t, o.key})
+		if t.is("", "pods") {
+			c.forget(o.key)
+		}
 	}
 	c.enqueue(ref{t, o.key})
 	for _, version := range []*object{old, now} {
@@ -99,14 +103,11 @@ func (c *Cluster) settle() {
 
 func (c *Cluster) reconcile(r ref) {
 	o := r.table.objects[r.key]
-	if o == nil {
-		delete(c.adopted, r)
-	}
-	if r.table.is("", "pods") && o == nil {
-		c.stopped(r.key)
-	}
-	if r.table.is("", "services") && o == nil {
+	switch {
+	case o == nil && r.table.is("", "services"):
 		c.sliceOf(r.key, nil)
+	case o == nil && r.table.is("", "namespaces"):
+		c.emptied(r.key.name)
 	}
 	if o == nil || c.collected(r, o) {
 		return
@@ -116,8 +117,6 @@ func (c *Cluster) reconcile(r ref) {
 		c.pod(o)
 	case r.table.is("", "services"):
 		c.sliceOf(r.key, o)
-	case r.table.is("", "namespaces"):
-		c.emptied(o)
 	case r.table.is("apps", "deployments"):
 		c.deployment(o)
 	case r.table.is("apps", "replicasets"):
@@ -182,8 +181,16 @@ func (c *Cluster) disown(uid string) {
 	}
 }
 
-// emptied deletes what is in a namespace that is deleted.
-func (c *Cluster) emptied(*object) {}
+// emptied deletes what is in a namespace that is gone.
+func (c *Cluster) emptied(namespace string) {
+	for _, t := range c.store.tables {
+		for at := range t.objects {
+			if t.Namespaced && at.namespace == namespace {
+				c.store.drop(t, at)
+			}
+		}
+	}
+}
 
 // add stores an object that no client sent: of a test or a controller.
 func (c *Cluster) add(t *table, o tree) *object {

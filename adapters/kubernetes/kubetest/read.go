@@ -78,7 +78,7 @@ func (s choice) of(objects map[key]*object) []*object {
 func (c *Cluster) get(q *call) (*object, error) {
 	o := q.table.objects[q.key]
 	if o == nil {
-		return nil, apierrors.NewNotFound(q.table.GroupVersionResource.GroupResource(), q.Name)
+		return nil, apierrors.NewNotFound(q.table.GroupResource(), q.Name)
 	}
 	return o, nil
 }
@@ -225,7 +225,7 @@ func (c *Cluster) watch(w http.ResponseWriter, r *http.Request, q *call) error {
 	cut := c.cut
 	old := asked > 0 && asked < q.table.first
 	if asked == 0 || initial {
-		s.there, asked = s.choice.of(q.table.objects), c.store.version
+		s.there, asked = s.of(q.table.objects), c.store.version
 	}
 	c.mu.Unlock()
 

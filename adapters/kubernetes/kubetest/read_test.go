@@ -3,6 +3,7 @@ package kubetest_test
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestListsSelectAndPage(t *testing.T) {
 	ctx := within(t)
 	maps := c.Client().CoreV1().ConfigMaps("default")
 	for i := range 7 {
-		_, err := maps.Create(ctx, configMap(fmt.Sprintf("m%d", i), map[string]string{"odd": fmt.Sprint(i%2 == 1)}), metav1.CreateOptions{})
+		_, err := maps.Create(ctx, configMap(fmt.Sprintf("m%d", i), map[string]string{"odd": strconv.FormatBool(i%2 == 1)}), metav1.CreateOptions{})
 		require.NoError(t, err)
 	}
 	odd, err := maps.List(ctx, metav1.ListOptions{LabelSelector: "odd=true"})

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
 )
 
 // Resource is one that the API server serves.
@@ -20,7 +21,7 @@ type Resource struct {
 }
 
 func (r Resource) is(group, resource string) bool {
-	return r.Group == group && r.GroupVersionResource.Resource == resource
+	return r.Group == group && r.Resource == resource
 }
 
 func (r Resource) kind() schema.GroupVersionKind { return r.GroupVersion().WithKind(r.Kind) }
@@ -28,6 +29,11 @@ func (r Resource) kind() schema.GroupVersionKind { return r.GroupVersion().WithK
 func (r Resource) has(subresource string) bool { return slices.Contains(r.Subresources, subresource) }
 
 func (r Resource) apiVersion() string { return r.GroupVersion().String() }
+
+// conditional tells that objects are replaced only by those who say which version: custom resources, and leases.
+func (r Resource) conditional() bool {
+	return !scheme.Scheme.Recognizes(r.kind()) || r.is("coordination.k8s.io", "leases")
+}
 
 // named makes a resource of a namespace.
 func named(group, version, resource, kind string, subresources ...string) Resource {

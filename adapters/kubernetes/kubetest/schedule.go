@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,7 +25,7 @@ func (c *Cluster) node(n Node) {
 		if name == "" {
 			name = "nvidia.com/gpu"
 		}
-		counted[name] = fmt.Sprint(n.GPUs)
+		counted[name] = strconv.Itoa(n.GPUs)
 	}
 	named := tree{"kubernetes.io/hostname": n.Name}
 	for k, v := range n.Labels {

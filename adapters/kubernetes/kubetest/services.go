@@ -1,6 +1,7 @@
 package kubetest
 
 import (
+	"maps"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -55,9 +56,7 @@ func (c *Cluster) sliceOf(at key, service *object) {
 		return
 	}
 	next := have.draft()
-	for name, v := range content {
-		next[name] = v
-	}
+	maps.Copy(next, content)
 	if !same(generational(have.tree), generational(next)) {
 		c.store.put(kept, next)
 	}

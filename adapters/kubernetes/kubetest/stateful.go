@@ -1,6 +1,8 @@
 package kubetest
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 )
@@ -37,31 +39,35 @@ func (c *Cluster) statefulSet(s *object) {
 	c.statefulStatus(t, s, revision, refused)
 }
 
-// surplus deletes the pods that should not be: the last ones first, then one of an earlier template.
+// surplus deletes the pods that should not be, the last ones first, and one of an earlier template when all of this one are ready.
 func (c *Cluster) surplus(s *object, have map[string]*object, begin, count int, revision string) {
-	var beyond []*object
-	stale := ""
-	allReady := true
-	for name, p := range have {
-		i, err := strconv.Atoi(name[len(s.name)+1:])
+	ordered := slices.SortedFunc(maps.Values(have), func(a, b *object) int { return cmp.Compare(index(b), index(a)) })
+	var stale *object
+	waits := text(s.tree, "spec", "updateStrategy", "type") == "OnDelete"
+	for _, p := range ordered {
 		switch {
-		case err != nil || p.deleting():
-			allReady = false
-		case i < begin || i >= begin+count:
-			beyond = append(beyond, p)
-		case text(p.tree, "metadata", "labels", "controller-revision-hash") != revision:
-			stale = max(stale, name)
-		default:
-			allReady = allReady && ready(p)
+		case p.deleting():
+			waits = true
+		case index(p) < begin || index(p) >= begin+count:
+			c.erase(ref{c.pods(), p.key}, deletion{grace: -1})
+		case p.labels["controller-revision-hash"] == revision:
+			waits = waits || !ready(p)
+		case stale == nil:
+			stale = p
 		}
 	}
-	slices.SortFunc(beyond, func(a, b *object) int { return b.compare(a.key) })
-	for _, p := range beyond {
-		c.erase(ref{c.pods(), p.key}, deletion{grace: -1})
+	if stale != nil && !waits {
+		c.erase(ref{c.pods(), stale.key}, deletion{grace: -1})
 	}
-	if stale != "" && allReady && text(s.tree, "spec", "updateStrategy", "type") != "OnDelete" {
-		c.erase(ref{c.pods(), have[stale].key}, deletion{grace: -1})
+}
+
+// index gives the ordinal of a StatefulSet's pod, -1 if it has none.
+func index(pod *object) int {
+	i, err := strconv.Atoi(pod.labels["apps.kubernetes.io/pod-index"])
+	if err != nil {
+		return -1
 	}
+	return i
 }
 
 // ordinal makes one pod and its claims.

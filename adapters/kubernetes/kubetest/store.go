@@ -2,13 +2,12 @@ package kubetest
 
 import (
 	"encoding/json"
-	"reflect"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -182,14 +181,14 @@ func (s *store) index(t *table, o *object, there bool) {
 		mark(s.byOwner, text(owner, "uid"), ref{t, o.key}, there)
 	}
 	switch {
-	case t.Resource.is("", "pods"):
+	case t.is("", "pods"):
 		if node := text(o.tree, "spec", "nodeName"); node != "" {
 			mark(s.onNode, node, o.key, there)
 		}
 		for k, v := range o.labels {
 			mark(s.labelled, key{o.namespace, k + "=" + v}, o.key, there)
 		}
-	case t.Resource.is("", "services"):
+	case t.is("", "services"):
 		if pair := firstPair(texts(sub(o.tree, "spec", "selector"))); pair != "" {
 			mark(s.byLabel, key{o.namespace, pair}, o.key, there)
 		}
@@ -245,17 +244,12 @@ func controller(o *object) string {
 
 // asOf gives the objects of a table at a version that its history still holds.
 func (t *table) asOf(version uint64) map[key]*object {
-	past := t.objects
-	for _, e := range slices.Backward(t.events) {
-		if e.version <= version {
-			break
-		}
-		if reflect.ValueOf(past).Pointer() == reflect.ValueOf(t.objects).Pointer() {
-			past = make(map[key]*object, len(t.objects))
-			for k, o := range t.objects {
-				past[k] = o
-			}
-		}
+	later := t.since(version)
+	if len(later) == 0 {
+		return t.objects
+	}
+	past := maps.Clone(t.objects)
+	for _, e := range slices.Backward(later) {
 		if e.old != nil {
 			past[e.old.key] = e.old
 		} else {
@@ -267,6 +261,3 @@ func (t *table) asOf(version uint64) map[key]*object {
 
 // timestamp is a time as objects have it.
 func (s *store) timestamp() string { return s.now().UTC().Format(time.RFC3339) }
-
-// microtime is a time as leases have it.
-func (s *store) microtime() string { return s.now().UTC().Format(metav1.RFC3339Micro) }

@@ -35,7 +35,7 @@ func (c *Cluster) scale(q *call) (tree, error) {
 		}
 	}
 	if v := text(change, "metadata", "resourceVersion"); v != "" && v != decimal(live.version) {
-		return nil, apierrors.NewConflict(q.table.GroupVersionResource.GroupResource(), q.Name, errModified)
+		return nil, apierrors.NewConflict(q.table.GroupResource(), q.Name, errModified)
 	}
 	replicas := number(change, 0, "spec", "replicas")
 	if replicas < 0 {
@@ -88,7 +88,7 @@ func (c *Cluster) podAction(q *call) (tree, error) {
 		return nil, err
 	}
 	if q.Verb != "create" {
-		return nil, apierrors.NewMethodNotSupported(q.table.GroupVersionResource.GroupResource(), q.Verb)
+		return nil, apierrors.NewMethodNotSupported(q.table.GroupResource(), q.Verb)
 	}
 	if q.Subresource == "eviction" {
 		if !q.dry() {
@@ -96,7 +96,7 @@ func (c *Cluster) podAction(q *call) (tree, error) {
 		}
 	} else {
 		if text(live.tree, "spec", "nodeName") != "" {
-			return nil, apierrors.NewConflict(q.table.GroupVersionResource.GroupResource(), q.Name, errors.New("pod "+q.Name+" is already assigned to node"))
+			return nil, apierrors.NewConflict(q.table.GroupResource(), q.Name, errors.New("pod "+q.Name+" is already assigned to node"))
 		}
 		c.bind(live, text(q.body, "target", "name"))
 	}

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 // errModified is why a write with an old resourceVersion is refused.
@@ -19,7 +20,7 @@ var errModified = errors.New("the object has been modified; please apply your ch
 // create stores the object of a request, o, as the manager's.
 func (c *Cluster) create(q *call, o tree) (tree, error) {
 	if q.Subresource != "" || q.Name != "" {
-		return nil, apierrors.NewMethodNotSupported(q.table.GroupVersionResource.GroupResource(), q.Verb)
+		return nil, apierrors.NewMethodNotSupported(q.table.GroupResource(), q.Verb)
 	}
 	o, err := c.prepare(q, o)
 	if err != nil {
@@ -73,7 +74,7 @@ func (c *Cluster) prepare(q *call, o tree) (tree, error) {
 
 // insert gives a new object what the API server gives it, and stores it.
 func (c *Cluster) insert(q *call, o tree) (tree, error) {
-	gr := q.table.GroupVersionResource.GroupResource()
+	gr := q.table.GroupResource()
 	meta := sub(o, "metadata")
 	if text(meta, "resourceVersion") != "" {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
@@ -130,7 +131,7 @@ func (c *Cluster) inNamespace(name string) error {
 		c.namespace(name)
 		return nil
 	}
-	return apierrors.NewNotFound(namespaces.GroupVersionResource.GroupResource(), name)
+	return apierrors.NewNotFound(namespaces.GroupResource(), name)
 }
 
 func (c *Cluster) namespace(name string) {
@@ -147,18 +148,23 @@ func (c *Cluster) namespace(name string) {
 func (c *Cluster) update(q *call) (tree, error) {
 	live := q.table.objects[q.key]
 	if live == nil {
-		return nil, apierrors.NewNotFound(q.table.GroupVersionResource.GroupResource(), q.Name)
+		return nil, apierrors.NewNotFound(q.table.GroupResource(), q.Name)
 	}
 	o, err := c.prepare(q, q.body)
 	if err != nil {
 		return nil, err
+	}
+	if text(o, "metadata", "resourceVersion") == "" && q.table.conditional() {
+		return nil, apierrors.NewInvalid(q.table.kind().GroupKind(), q.Name, field.ErrorList{
+			field.Invalid(field.NewPath("metadata", "resourceVersion"), 0, "must be specified for an update"),
+		})
 	}
 	return c.replace(q, live, o, func(m *fieldManager, live, o tree) (tree, error) { return m.update(live, o, q.Manager) })
 }
 
 // replace stores o in place of a live object. own says who manages its fields.
 func (c *Cluster) replace(q *call, live *object, o tree, own func(m *fieldManager, live, o tree) (tree, error)) (tree, error) {
-	gr := q.table.GroupVersionResource.GroupResource()
+	gr := q.table.GroupResource()
 	if v := text(o, "metadata", "resourceVersion"); v != "" && v != decimal(live.version) {
 		return nil, apierrors.NewConflict(gr, q.Name, errModified)
 	}
@@ -290,7 +296,7 @@ func (c *Cluster) remove(q *call) (tree, error) {
 	if n := q.query.Get("gracePeriodSeconds"); n != "" {
 		_, _ = fmt.Sscan(n, &d.grace) // no number is no grace period
 	}
-	gr := q.table.GroupVersionResource.GroupResource()
+	gr := q.table.GroupResource()
 	switch {
 	case d.uid != "" && d.uid != live.uid():
 		return nil, apierrors.NewConflict(gr, q.Name, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s). The object might have been deleted and then recreated", d.uid, live.uid()))

@@ -139,9 +139,9 @@ func TestServerSideApplyOfWorkloads(t *testing.T) {
 		WithTemplate(coreapply.PodTemplateSpec().WithLabels(set).WithSpec(coreapply.PodSpec().WithContainers(
 			coreapply.Container().WithName("engine").WithImage("engine:1").WithPorts(coreapply.ContainerPort().WithName("http").WithContainerPort(8000))))))
 	deployments := c.Client().AppsV1().Deployments("default")
-	d, err := deployments.Apply(ctx, want, metav1.ApplyOptions{FieldManager: "mobula"})
+	_, err := deployments.Apply(ctx, want, metav1.ApplyOptions{FieldManager: "mobula"})
 	require.NoError(t, err)
-	d, err = deployments.Apply(ctx, want, metav1.ApplyOptions{FieldManager: "mobula"})
+	d, err := deployments.Apply(ctx, want, metav1.ApplyOptions{FieldManager: "mobula"})
 	require.NoError(t, err)
 	require.Equal(t, int64(1), d.Generation)
 	require.Equal(t, corev1.RestartPolicyAlways, d.Spec.Template.Spec.RestartPolicy)
@@ -157,6 +157,27 @@ func TestServerSideApplyOfWorkloads(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int32(2), *d.Spec.Replicas)
 	require.Len(t, c.Pods("default", "app=a"), 2)
+}
+
+func TestCustomResourcesAreReplacedByVersion(t *testing.T) {
+	c := start(t, kubetest.Options{})
+	client := c.Dynamic().Resource(models).Namespace("default")
+	_, err := client.Create(within(t), model("m", map[string]any{}), metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = client.Update(within(t), model("m", map[string]any{}), metav1.UpdateOptions{})
+	require.ErrorContains(t, err, "metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+}
+
+func TestSecretsAndNamespaces(t *testing.T) {
+	c := start(t, kubetest.Options{})
+	s, err := c.Client().CoreV1().Secrets("mine").Create(within(t), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "s"}, StringData: map[string]string{"token": "x"},
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.Equal(t, []byte("x"), s.Data["token"])
+	require.Nil(t, s.StringData)
+	require.NoError(t, c.Client().CoreV1().Namespaces().Delete(within(t), "mine", metav1.DeleteOptions{}))
+	require.Empty(t, c.Objects("secrets", "mine", ""))
 }
 
 func TestStatusIsApart(t *testing.T) {

@@ -17,6 +17,7 @@ func split(file []byte) (fleet map[string]any, models map[string]map[string]any,
 	if err := yaml.Unmarshal(file, &doc); err != nil {
 		return nil, nil, fmt.Errorf("take the fleet file apart: %w", err)
 	}
+	bare(doc)
 	name, _ := doc["name"].(string)
 	list, _ := doc["models"].([]any)
 	models = make(map[string]map[string]any, len(list))
@@ -48,6 +49,23 @@ func split(file []byte) (fleet map[string]any, models map[string]map[string]any,
 		}
 	}
 	return doc, models, nil
+}
+
+// bare takes away fields that are there without a value: a fleet file may have them, an object may not.
+func bare(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for field, value := range v {
+			if value == nil {
+				delete(v, field)
+			}
+			bare(value)
+		}
+	case []any:
+		for _, value := range v {
+			bare(value)
+		}
+	}
 }
 
 // splitReplicas has "2" and 2 be replicas, and "1-4" a range.

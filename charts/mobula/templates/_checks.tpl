@@ -1,6 +1,7 @@
 {{/* Values that can't be meant, beyond what values.schema.json tells: each fails with where, what and what to do. */}}
 
 {{- define "mobula.checks" -}}
+{{- include "mobula.checks.there" . -}}
 {{- include "mobula.checks.platform" . -}}
 {{- include "mobula.checks.models" . -}}
 {{- include "mobula.checks.router" . -}}

@@ -8,12 +8,12 @@
 
 {{/* Fleet.spec */}}
 {{- define "mobula.fleetSpec" -}}
-{{- $spec := omit (deepCopy (.Values.fleet | default dict)) "name" -}}
-{{- $platform := deepCopy (.Values.platform | default dict) -}}
+{{- $spec := deepCopy (omit .Values.fleet "name") -}}
+{{- $platform := .Values.platform -}}
 {{- if hasKey $platform "kuberay" -}}
-{{- $_ := set $platform "kuberay" ($platform.kuberay | default dict) -}}
+{{- $platform = dict "kuberay" ($platform.kuberay | default dict) -}}
 {{- else -}}
-{{- $_ := set $platform "kubernetes" ($platform.kubernetes | default dict) -}}
+{{- $platform = dict "kubernetes" ($platform.kubernetes | default dict) -}}
 {{- end -}}
 {{- $_ := set $spec "platform" $platform -}}
 {{- $router := $spec.router | default dict -}}
@@ -57,6 +57,23 @@ redis://{{ include "mobula.fullname" . }}-redis.{{ .Release.Namespace }}.svc:637
 {{- end -}}
 {{- end }}
 
+{{/*
+The replicas that an autoscaler (HorizontalPodAutoscaler, KEDA) has set by the scale subresource of the Model there is, so that an upgrade
+doesn't take them back; empty when none has. What kubectl scale has set is no autoscaler's. At an install there may be no such kind yet.
+*/}}
+{{- define "mobula.scaled" -}}
+{{- if .root.Release.IsUpgrade -}}
+{{- $there := lookup "mobula.dev/v1alpha1" "Model" .root.Release.Namespace (include "mobula.slug" .model.name) | default dict -}}
+{{- if and (mustRegexMatch "^[0-9]+$" (toString .model.replicas)) (hasKey ($there.spec | default dict) "replicas") -}}
+{{- $scaled := false -}}
+{{- range dig "metadata" "managedFields" list $there -}}
+{{- if and (eq (dig "subresource" "" .) "scale") (not (hasPrefix "kubectl" .manager)) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") }}{{ $scaled = true }}{{ end -}}
+{{- end -}}
+{{- if $scaled }}{{ int $there.spec.replicas }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* Model.spec of an entry of models: dict root model. */}}
 {{- define "mobula.modelSpec" -}}
 {{- $root := .root -}}{{- $model := .model -}}
@@ -65,11 +82,7 @@ redis://{{ include "mobula.fullname" . }}-redis.{{ .Release.Namespace }}.svc:637
 {{- if not (kindIs "invalid" $model.replicas) -}}
 {{- $spec = merge $spec (include "mobula.replicas" $model.replicas | fromYaml) -}}
 {{- end -}}
-{{- range $root.Values.keda.models }}{{ if eq .name $model.name -}}
-{{- /* What KEDA has set stays. */ -}}
-{{- $there := lookup "mobula.dev/v1alpha1" "Model" $root.Release.Namespace (include "mobula.slug" .name) | default dict -}}
-{{- if hasKey ($there.spec | default dict) "replicas" }}{{ $_ := set $spec "replicas" (int $there.spec.replicas) }}{{ end -}}
-{{- end }}{{ end -}}
+{{- with include "mobula.scaled" . }}{{ $_ := set $spec "replicas" (int .) }}{{ end -}}
 {{- $pool := include "mobula.pool" $root -}}
 {{- $engine := $spec.engine | default dict -}}
 {{- if and $pool (contains "LMCacheConnectorV1" (join " " $engine.args)) (not (hasKey ($engine.env | default dict) "LMCACHE_REMOTE_URL")) -}}

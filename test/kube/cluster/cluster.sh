@@ -8,8 +8,9 @@
 #   cluster.sh kill NAME      kill a part
 #   cluster.sh import TAR     give the node an OCI image
 #
-# MOBULA_KUBE_DIR is what setup.sh printed. There is one cluster on a machine at a time. It lies in /var/tmp/mobula-kube: its
-# kubeconfig is pki/admin.kubeconfig there, and logs/ has what its parts say. Pods and Services answer on the host too.
+# MOBULA_KUBE_DIR is what setup.sh printed; in MOBULA_KUBE_LOGS, a folder, the logs stay. There is one cluster on a machine
+# at a time. It lies in /var/tmp/mobula-kube: its kubeconfig is pki/admin.kubeconfig there, and logs/ has what its parts
+# say. Pods and Services answer on the host too.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export run=/var/tmp/mobula-kube cgroup=mobula-kube link=mobula-kube
@@ -53,7 +54,7 @@ clean() {
 
 up() {
 	check
-	exec 9>/run/lock/mobula-kube.lock
+	exec 3<&0 9>/run/lock/mobula-kube.lock
 	flock -n 9 || die "another cluster is up on this machine, or coming up"
 	clean # of one whose keeper was killed
 	mkdir -p $run/logs $run/etc/cni
@@ -64,10 +65,10 @@ up() {
 
 	# The first process of the namespaces holds them: all that is in them, mounts too, ends with it, and it ends with this one.
 	setpriv --pdeathsig KILL unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc \
-		bash "$here/node.sh" up >$run/logs/node.log 2>&1 </dev/null 9>&- &
-	local node=$!
+		bash "$here/node.sh" up >$run/logs/node.log 2>&1 </dev/null 3<&- 9>&- &
+	node=$!
 	echo $node >$run/pid
-	trap 'trap "" INT TERM; down $node' EXIT
+	trap 'trap "" INT TERM; down' EXIT
 	trap 'exit 130' INT TERM
 	until [ "$(readlink "/proc/$node/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
 	ip link add $link type veth peer name eth0 netns $node
@@ -80,15 +81,19 @@ up() {
 		sleep 0.1
 	done
 	echo ready
-	cat >/dev/null & # the input ends
-	local input=$!
-	wait -n $input $node || true
+	cat <&3 >/dev/null & # until the input ends
+	wait -n $! $node || true
 	kill -0 $node 2>/dev/null || die "the node has ended; the end of the log:"$'\n'"$(tail -n 20 $run/logs/node.log)"
 }
 
 down() {
-	pkill -KILL -P "$1" || true # the first process of the namespaces, and so all of them
-	wait "$1" 2>/dev/null || true
+	pkill -KILL -P $node || true # the first process of the namespaces, and so all of them
+	wait $node 2>/dev/null || true
+	if [ -n "${MOBULA_KUBE_LOGS:-}" ]; then
+		mkdir -p "$MOBULA_KUBE_LOGS"
+		cp -r $run/logs/. "$MOBULA_KUBE_LOGS"
+		[ ! -d $run/pod-logs ] || cp -r $run/pod-logs "$MOBULA_KUBE_LOGS/pods"
+	fi
 	clean
 }
 
@@ -98,7 +103,7 @@ enter) shift && enter "$@" ;;
 start | kill) enter bash "$here/node.sh" "$@" ;;
 import) enter ctr -a $run/containerd.sock -n k8s.io images import "${2:?TAR}" ;;
 *)
-	sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac

@@ -81,14 +81,11 @@ await() {
 	say "$name: $*"
 }
 
-# What has a path that can't be chosen lies on file systems of our own.
+# What is written where no flag says, such as /var/lib/kubelet and /run/netns, lies on file systems of our own.
 mounts() {
 	mount --make-rshared / # of this namespace, whose mounts are nobody else's; kubelet wants it so
 	local dir
-	for dir in /run /var/lib/kubelet /var/lib/cni /var/log /etc/cni; do
-		[ -d $dir ] || continue
-		mount -t tmpfs tmpfs $dir
-	done
+	for dir in /run /var/lib /var/log; do mount -t tmpfs mobula-kube $dir; done
 	mkdir -p /run/lock /run/netns
 }
 

@@ -32,8 +32,8 @@ kuberay=$(version github.com/ray-project/kuberay/ray-operator)
 say "Kubernetes $kube, Helm $helm, KubeRay $kuberay and kwok $kwok into $dir (about 10 minutes on two idle cores, once)"
 
 # A build that was interrupted goes on where it was. Its cache is its own, for it is of use to nothing else.
-mkdir -p "$dir/bin" "$dir/images" "$dir/crds"
-export GOCACHE=$dir/build
+mkdir -p "$dir/bin" "$dir/images"
+export GOCACHE=$cache/kube-build
 minor=${kube#v*.}
 flags="-s -w -X helm.sh/helm/v4/internal/version.version=$helm"
 for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do # else the API server says that it is v0.0.0
@@ -58,6 +58,6 @@ install -m 644 -Dt "$dir/crds/kuberay" "$(folder github.com/ray-project/kuberay/
 stages=$(folder sigs.k8s.io/kwok)/kustomize/stage
 for f in "$stages"/{node/fast,node/heartbeat-with-lease,pod/fast}/*-*.yaml; do cat "$f"; printf '\n---\n'; done >"$dir/kwok.yaml"
 
-rm -rf "$dir/build"
+rm -rf "$GOCACHE"
 date -u +%FT%TZ >"$dir/complete"
 printf '%s\n' "$dir"

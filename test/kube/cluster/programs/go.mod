@@ -266,6 +266,8 @@ require (
 	volcano.sh/apis v1.13.0 // indirect
 )
 
+replace sigs.k8s.io/controller-runtime => sigs.k8s.io/controller-runtime v0.22.4 // the one of Kubernetes 0.34; kwok asks for a newer one
+
 replace (
 	k8s.io/api => k8s.io/api v0.34.4
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.34.4
