@@ -1,7 +1,7 @@
 # Mobula: `make run` builds and starts it, `make test` passes the tests; `make help` lists the rest.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := build
-.PHONY: build run test test-real bench bench-control bench-peers lint fmt fuzz generate check clean help
+.PHONY: build run test test-real test-kube image bench bench-control bench-peers lint fmt fuzz generate check clean help
 
 GO       ?= go
 # Only for builds outside a git checkout: else the version is the commit's.
@@ -9,6 +9,9 @@ VERSION  ?=
 LDFLAGS  := $(if $(VERSION),-X github.com/mobula-serve/mobula/cmd/app.version=$(VERSION))
 FUZZTIME ?= 10s
 ARGS     ?=
+# Of `make image`.
+ARCH     ?= $(shell $(GO) env GOARCH)
+IMAGE    ?= localhost/mobula:dev
 
 CACHE         := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/mobula
 LINT_VERSION  := v2.15.0
@@ -27,6 +30,14 @@ test: ## Vet, and run all tests with the race detector
 
 test-real: ## Run the tests against real vLLM on the CPU and a real Ray cluster; the first time sets them up (7 GB)
 	dir=$$(test/real/setup.sh) && MOBULA_REAL_DIR=$$dir $(GO) test -tags real -count=1 -timeout 60m -v ./test/real/... ./test/netns/...
+
+test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the first time builds it (0.4 GB, 8 minutes)
+	test/kube/cluster/cluster.sh check
+	dir=$$(test/kube/cluster/setup.sh) && MOBULA_KUBE_DIR=$$dir $(GO) test -tags kube -count=1 -timeout 60m -v ./test/kube/...
+
+image: ## Build dist/mobula-ARCH.tar, a container image, without Docker; ARCH=arm64, IMAGE=name:tag
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/mobula-linux-$(ARCH) ./cmd/mobula
+	$(GO) run ./test/image -name $(IMAGE) -out dist/mobula-$(ARCH).tar bin/mobula-linux-$(ARCH)
 
 bench-peers: ## Install the peers of `make bench`: Rust routers from PyPI; nginx and HAProxy from Debian as root
 	test/bench/peers.sh

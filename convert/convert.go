@@ -51,7 +51,7 @@ type Note struct {
 type Result struct {
 	// Values is YAML for charts/mobula, without what is the default.
 	Values []byte
-	// Notes are in the order of the values that they tell of.
+	// Notes are what a reader has to know: first of values that have a fate of their own, then section by section, Secrets last.
 	Notes []Note
 }
 

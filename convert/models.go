@@ -4,6 +4,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/mobula-serve/mobula"
 )
 
 // model is one model of ours that is being put together.
@@ -149,7 +152,7 @@ func (s *stack) scale(m *model) {
 		}
 	}
 	if seconds := keda.whole("cooldownPeriod", 0); seconds > 0 && low == 0 {
-		m.scaling.set("zeroAfter", strconv.Itoa(seconds)+"s")
+		m.scaling.set("zeroAfter", mobula.Duration(time.Duration(min(seconds, 86400))*time.Second).String())
 	}
 }
 
@@ -249,10 +252,11 @@ func (s *stack) common() *object {
 		return pods
 	}
 	for _, p := range slices.Clone(s.models[0].pods.pairs) {
-		same := !slices.ContainsFunc(s.models, func(m *model) bool {
+		same := slices.Contains([]string{"image", "pullPolicy", "pullSecrets", "runtimeClass", "priorityClass", "serviceAccount", "huggingFaceToken", "pod"}, p.key)
+		same = same && !slices.ContainsFunc(s.models, func(m *model) bool {
 			other := &object{}
 			other.set(p.key, m.pods.get(p.key))
-			return p.key == "data" || render(other) != render(&object{[]pair{{key: p.key, value: p.value}}})
+			return render(other) != render(&object{[]pair{{key: p.key, value: p.value}}})
 		})
 		if !same {
 			continue

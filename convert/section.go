@@ -105,7 +105,7 @@ func (s section) copyTo(o *object, keys ...string) {
 			if s.text(keys[i]) != "" {
 				o.keep(keys[i+1], s.whole(keys[i], 0))
 			}
-		case flag, on, off:
+		case flagged, on, off:
 			if s.has(keys[i]) {
 				o.keep(keys[i+1], s.flag(keys[i], false))
 			}

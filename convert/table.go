@@ -41,7 +41,7 @@ const (
 	text    kind = iota // text or a number
 	whole               // a whole number from 0 on, or one as text
 	number              // a number, or one as text
-	flag                // true or false
+	flagged             // true or false
 	list                // a list of anything
 	texts               // a list of texts and numbers
 	mapping             // a mapping of anything
@@ -214,7 +214,7 @@ func (k kind) wants(value any) string {
 	case number:
 		_, err := strconv.ParseFloat(scalarText(value), 64)
 		return unless(value == "" || (isText || isNumber) && err == nil, "a number")
-	case flag, on, off:
+	case flagged, on, off:
 		return unless(isFlag, "true or false")
 	case list:
 		return unless(isList, "a list")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,10 +98,8 @@ func empty(value any) bool {
 	return false
 }
 
-const (
-	flowWidth = 100 // of a list or mapping in one line
-	lineWidth = 150 // with a comment
-)
+// flowWidth is the longest list or mapping in one line.
+const flowWidth = 110
 
 // write gives a mapping as YAML that Helm and Mobula read alike.
 func write(title string, o *object) ([]byte, error) {
@@ -110,7 +107,7 @@ func write(title string, o *object) ([]byte, error) {
 	if title != "" {
 		w.out.WriteString("# " + title + "\n")
 	}
-	w.mapping(o.pairs, 0, title != "")
+	w.mapping(o.pairs, 0)
 	if len(o.pairs) == 0 {
 		w.out.WriteString("{}\n")
 	}
@@ -123,8 +120,7 @@ type writer struct {
 }
 
 // mapping writes pairs, the first where the line is: it may have begun with a dash.
-func (w *writer) mapping(pairs []pair, indent int, fresh bool) {
-	_ = fresh
+func (w *writer) mapping(pairs []pair, indent int) {
 	for i, p := range pairs {
 		if i > 0 || indent == 0 {
 			w.out.WriteString(strings.Repeat(" ", indent))
@@ -151,26 +147,7 @@ func (w *writer) value(value any, indent int, comment string) {
 	w.out.WriteString(comment + "\n")
 	if items, ok := itemsOf(value); ok {
 		for _, item := range items {
-			w.out.WriteString(strings.Repeat(" ", indent+2) + "- ")
-			if pairs, isMap := pairsOf(item); isMap && len(pairs) > 0 {
-				if line, ok := w.flow(item, false); ok && len(pairs) > 0 && !hasName(pairs) {
-					w.out.WriteString(line + "\n")
-					continue
-				}
-				w.mapping(pairs, indent+4, false)
-				continue
-			}
-			if line, ok := w.flow(item, false); ok {
-				w.out.WriteString(line + "\n")
-				continue
-			}
-			if s, ok := item.(string); ok {
-				w.trimSpace()
-				w.lines(s, indent+4, "")
-				continue
-			}
-			w.trimSpace()
-			w.value(item, indent+2, "")
+			w.item(item, indent+2)
 		}
 		return
 	}
@@ -180,13 +157,27 @@ func (w *writer) value(value any, indent int, comment string) {
 		return
 	}
 	w.out.WriteString(strings.Repeat(" ", indent+2))
-	w.mapping(pairs, indent+2, false)
+	w.mapping(pairs, indent+2)
 }
 
-func (w *writer) trimSpace() { w.out.Truncate(w.out.Len() - 1) }
-
-// hasName tells of things that are read one by one.
-func hasName(pairs []pair) bool { return len(pairs) > 3 && pairs[0].key == "name" }
+// item writes one of a list.
+func (w *writer) item(item any, indent int) {
+	w.out.WriteString(strings.Repeat(" ", indent) + "-")
+	pairs, isMap := pairsOf(item)
+	line, inOne := w.flow(item, false)
+	text, isText := item.(string)
+	switch {
+	case inOne && (!isMap || len(pairs) <= 3 || pairs[0].key != "name"): // things with a name and much else are read one by one
+		w.out.WriteString(" " + line + "\n")
+	case isMap:
+		w.out.WriteString(" ")
+		w.mapping(pairs, indent+2)
+	case isText:
+		w.lines(text, indent+2, "")
+	default:
+		w.value(item, indent, "")
+	}
+}
 
 // lines writes text of several lines.
 func (w *writer) lines(s string, indent int, comment string) {
@@ -297,13 +288,30 @@ func inLines(s string) bool {
 
 // scalar writes text so that it is text to every parser, without quotes where none are needed.
 func scalar(s string, inFlow bool) string {
-	word := regexp.MustCompile(`^(/?[A-Za-z_][A-Za-z0-9_./@+-]*(:[A-Za-z0-9_./@+-]+)*|--?[A-Za-z][A-Za-z0-9_-]*|[0-9]+(m|k|M|G|T|Ki|Mi|Gi|Ti|KiB|MiB|GiB|KB|MB|GB|s|h))$`)
-	reserved := regexp.MustCompile(`(?i)^(y|n|yes|no|on|off|true|false|null|nan|inf|_+)$`)
 	switch {
-	case word.MatchString(s) && !reserved.MatchString(s) && !(inFlow && strings.Contains(s, ":")):
+	case isPlain(s) && !(inFlow && strings.Contains(s, ":")):
 		return s
 	case strings.Contains(s, `"`) && !strings.Contains(s, "'") && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return "'" + s + "'"
 	}
 	return strconv.Quote(s)
+}
+
+const letters, digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "0123456789"
+
+// isPlain tells of words, paths, images and flags that no parser of YAML takes for anything but text, and of quantities.
+func isPlain(s string) bool {
+	switch strings.ToLower(s) {
+	case "y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf":
+		return false
+	}
+	amount := strings.TrimLeft(s, digits)
+	if amount != s {
+		return slices.Contains([]string{"m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti", "KiB", "MiB", "GiB", "KB", "MB", "GB", "s", "h"}, amount)
+	}
+	word := strings.TrimPrefix(strings.TrimPrefix(s, "-"), "-")
+	if word == s {
+		word = strings.TrimPrefix(s, "/")
+	}
+	return word != "" && strings.Trim(word[:1], letters) == "" && strings.Trim(word, letters+digits+"_./@+-:") == "" && !strings.HasSuffix(word, ":")
 }

@@ -50,7 +50,7 @@ func (c *Cluster) Configure(ctx context.Context, fleet string, p mobula.Platform
 	if _, err := NewDiscovery(fleet, p, DiscoveryOptions{Client: next.Client, Namespace: next.Namespace}); err != nil {
 		return err
 	}
-	if before != nil && before.fleet == fleet && before.Connection.same(next) && reflect.DeepEqual(sections(before.platform), sections(p)) {
+	if before != nil && before.fleet == fleet && before.same(next) && reflect.DeepEqual(sections(before.platform), sections(p)) {
 		if dry {
 			return nil
 		}
@@ -94,7 +94,7 @@ func (c *Cluster) connect(k mobula.Kubernetes) (*Connection, error) {
 func (c *Cluster) use(l *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.link == nil || l == nil || !c.link.Connection.same(l.Connection) {
+	if c.link == nil || l == nil || !c.link.same(l.Connection) {
 		clear(c.records)
 		clear(c.statuses)
 		clear(c.gaps)

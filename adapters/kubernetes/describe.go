@@ -171,8 +171,8 @@ func (a *account) settle(x *mobula.Replica) {
 // refresh says anew how a group's replicas fare.
 func (s *keeper) refresh(group string) {
 	in := s.situation(group, &pace{})
-	s.Cluster.mu.Lock()
-	defer s.Cluster.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	a := account{
 		now: in.now, records: in.records, objects: in.objects, pods: in.pods, workload: in.workload,
 		trouble: s.troubles[group], before: map[string]mobula.Replica{}, gaps: s.gaps[group],

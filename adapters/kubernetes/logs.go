@@ -53,8 +53,8 @@ func (s *keeper) serving(replica string) (*corev1.Pod, error) {
 			return pod, nil
 		}
 	}
-	s.Cluster.mu.Lock()
-	defer s.Cluster.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, some := range s.statuses {
 		for _, r := range some {
 			if r.ID == replica {
@@ -128,8 +128,8 @@ func lastLines(text []byte, n int) []byte {
 func (s *keeper) notYet(replica string, pod *corev1.Pod, err error) error {
 	if apierrors.IsBadRequest(err) { // it waits to start
 		reason := "its pod waits"
-		s.Cluster.mu.Lock()
-		defer s.Cluster.mu.Unlock()
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		for _, r := range s.statuses[groupByLabels(pod)] {
 			if r.ID == replica && r.Reason != "" {
 				reason = r.Reason
@@ -153,7 +153,7 @@ func restarted(pod *corev1.Pod) bool {
 type followed struct {
 	ctx     context.Context //nolint:containedctx // of the call that it is the answer to
 	cancel  context.CancelFunc
-	keeper *keeper
+	keeper  *keeper
 	replica string
 	life    string // whose output log is
 	log     io.ReadCloser

@@ -9,11 +9,10 @@ import (
 	"strings"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
-
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters"
@@ -140,11 +139,11 @@ func (s *keeper) resize(r *record) {
 // replicas gives those that a record has or had, oldest first, those that are being deleted left out.
 func (s *keeper) replicas(r *record) []mobula.Replica {
 	byID := map[string]mobula.Replica{}
-	s.Cluster.mu.Lock()
+	s.mu.Lock()
 	for _, x := range s.statuses[r.group()] {
 		byID[x.ID] = x
 	}
-	s.Cluster.mu.Unlock()
+	s.mu.Unlock()
 	var all []mobula.Replica
 	if w := s.workloads[r.Kind]; w == nil || !w.Counted() {
 		for _, id := range append(slices.Clone(r.Victims), r.Names...) {
@@ -252,8 +251,8 @@ func (s *keeper) wrote(r *record, m *corev1.ConfigMap) {
 
 // keep has a record that is stored as it is be held as it was applied.
 func (s *keeper) keep(r *record) {
-	s.Cluster.mu.Lock()
-	defer s.Cluster.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if is := s.records[r.group()][r.Base]; is != nil && is.version == r.version && is.uid == r.uid {
 		s.records[r.group()][r.Base] = r
 	}

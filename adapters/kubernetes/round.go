@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +48,7 @@ type keeper struct {
 	pace     map[string]pace // by group; one worker at a time has each entry
 	paceLock sync.Mutex
 
-	looked   atomic.Bool      // all watches have shown what there is, and Status tells of it
+	looked atomic.Bool // all watches have shown what there is, and Status tells of it
 
 	memo   sync.Mutex
 	shapes map[[2]string][]ident // by record and replica
@@ -145,11 +144,11 @@ func (s *keeper) first(ctx context.Context) bool {
 // groups are those of which there is anything.
 func (s *keeper) groups() []string {
 	all := map[string]bool{}
-	s.Cluster.mu.Lock()
+	s.mu.Lock()
 	for group := range s.records {
 		all[group] = true
 	}
-	s.Cluster.mu.Unlock()
+	s.mu.Unlock()
 	for _, on := range append(slices.Collect(maps.Values(s.objects)), s.pods) {
 		for _, o := range on.every() {
 			all[groupByLabels(o)] = true
@@ -184,8 +183,8 @@ func (s *keeper) away(longer time.Duration) error {
 
 // turned tells that a watch fails, or does no longer.
 func (s *keeper) turned() {
-	s.Cluster.mu.Lock()
-	defer s.Cluster.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.tell()
 }
 
@@ -237,17 +236,14 @@ func (s *keeper) look(ctx context.Context, group string) {
 	}
 	situation := s.situation(group, &p)
 	todo, err := plan(situation)
-	if len(situation.records) == 0 && todo.none() {
-		s.setPace(group, p)
-	}
 	for _, b := range todo.putBack {
 		p.fought(b.ident, s.now())
 		s.log.Warn("somebody else has changed an object", "problem", b.text)
 	}
-	if err == nil && len(todo.putBack)+todo.size() > 0 {
+	if len(todo.putBack) > 0 {
 		s.noted(todo.putBack)
 	}
-	done := s.perform(ctx, group, situation, &todo, &p)
+	done := s.perform(ctx, situation, &todo, &p)
 	s.setPace(group, p)
 	s.outcome(ctx, group, errors.Join(err, done))
 	if wait := p.rest(s.now()); wait > 0 {
@@ -261,23 +257,22 @@ func (s *keeper) outcome(ctx context.Context, group string, err error) {
 		return
 	}
 	why := ""
-	switch {
-	case err == nil:
+	if err == nil {
 		s.queue.Forget(group)
-	default:
+	} else {
 		if !transient(err) {
 			why = err.Error()
 		}
 		s.queue.AddRateLimited(group)
 	}
-	s.Cluster.mu.Lock()
+	s.mu.Lock()
 	was := s.troubles[group]
 	if why == "" {
 		delete(s.troubles, group)
 	} else {
 		s.troubles[group] = why
 	}
-	s.Cluster.mu.Unlock()
+	s.mu.Unlock()
 	if was != why {
 		if why != "" {
 			s.log.Warn("a model's objects can't be made as they should be, trying again", "model", group, "error", why)
@@ -469,8 +464,8 @@ func (s *keeper) forgetShapes(base string) {
 
 // noted keeps for people what was put back.
 func (s *keeper) noted(all []putBack) {
-	s.Cluster.mu.Lock()
-	defer s.Cluster.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, b := range all {
 		s.notes = slices.DeleteFunc(s.notes, func(n putNote) bool { return n.ident == b.ident })
 		s.notes = append(s.notes, putNote{b.ident, s.now(), b.text})
@@ -479,10 +474,3 @@ func (s *keeper) noted(all []putBack) {
 		s.notes = s.notes[len(s.notes)-maxNotes:]
 	}
 }
-
-// size counts the writes of a plan.
-func (a *actions) size() int {
-	return len(a.adopt) + len(a.apply) + len(a.patch) + len(a.marks) + len(a.kill) + len(a.remove) + len(a.forget)
-}
-
-var _ = cmp.Or[string]

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,7 +16,7 @@ import (
 )
 
 // perform does what was planned, in order, up to the first error. What could not be done is planned again.
-func (s *keeper) perform(ctx context.Context, group string, in *situation, todo *actions, p *pace) error {
+func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *pace) error {
 	for _, r := range todo.adopt {
 		next := r.clone()
 		next.owner = in.owner
@@ -33,7 +32,7 @@ func (s *keeper) perform(ctx context.Context, group string, in *situation, todo 
 		steps = append(steps, func(ctx context.Context) error { return s.apply(ctx, o, p) })
 	}
 	for _, patch := range todo.patch {
-		steps = append(steps, func(ctx context.Context) error { return s.patch(ctx, patch, in, p) })
+		steps = append(steps, func(ctx context.Context) error { return s.patch(ctx, patch, p) })
 	}
 	for _, m := range todo.marks {
 		steps = append(steps, func(ctx context.Context) error { return s.mark(ctx, m, p) })
@@ -48,15 +47,15 @@ func (s *keeper) perform(ctx context.Context, group string, in *situation, todo 
 		steps = append(steps, func(ctx context.Context) error { return s.forget(ctx, r) })
 	}
 	for _, step := range steps {
-		if err := bounded10(ctx, step); err != nil {
+		if err := inTime(ctx, step); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bounded10 bounds one request.
-func bounded10(ctx context.Context, f func(context.Context) error) error {
+// inTime bounds one request.
+func inTime(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return f(ctx)
@@ -83,7 +82,7 @@ func (s *keeper) claim(ctx context.Context, in *situation, p *pace) error {
 		if !ok {
 			continue
 		}
-		err := bounded10(ctx, func(ctx context.Context) error {
+		err := inTime(ctx, func(ctx context.Context) error {
 			_, err := s.link.Client.CoreV1().PersistentVolumeClaims(s.link.Namespace).Create(ctx, claim, metav1.CreateOptions{FieldManager: kube.FieldManager})
 			return err
 		})
@@ -118,7 +117,7 @@ func (s *keeper) apply(ctx context.Context, o *unstructured.Unstructured, p *pac
 	return nil
 }
 
-func (s *keeper) patch(ctx context.Context, patch objectPatch, in *situation, p *pace) error {
+func (s *keeper) patch(ctx context.Context, patch objectPatch, p *pace) error {
 	gvr, on := s.resource(patch.Kind)
 	body, err := json.Marshal(patch.body)
 	if err != nil || on == nil {
@@ -186,5 +185,3 @@ func (s *keeper) forget(ctx context.Context, r *record) error {
 	s.refresh(r.group())
 	return nil
 }
-
-var _ = time.Second

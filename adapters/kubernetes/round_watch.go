@@ -82,7 +82,6 @@ func (s *shelf) Replace(list []any, _ string) error {
 			s.put(o)
 		}
 	}
-	s.filled = true
 	s.mu.Unlock()
 	for _, o := range gone {
 		s.touched(o, true)
@@ -90,6 +89,9 @@ func (s *shelf) Replace(list []any, _ string) error {
 	for _, o := range changed {
 		s.touched(o, false)
 	}
+	s.mu.Lock()
+	s.filled = true // all of them have been heard of
+	s.mu.Unlock()
 	s.touched(nil, false)
 	return nil
 }

@@ -118,7 +118,7 @@ when an engine fails, and a control plane that makes engines exist where a fleet
 	}
 	add(groupRun, a.upCommand(), a.controlCommand(), a.agentCommand(), a.routerCommand(), a.simCommand())
 	add(groupFleet, a.fleetCommands()...)
-	add(groupTools, a.chatCommand(), a.validateCommand(), a.caCommand(), a.versionCommand())
+	add(groupTools, a.chatCommand(), a.validateCommand(), a.convertCommand(), a.caCommand(), a.versionCommand())
 	root.AddCommand(a.shimCommand())
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)

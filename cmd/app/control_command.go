@@ -50,6 +50,7 @@ type controlOptions struct {
 	state   string // names of the Secret and the Lease, with --kubernetes
 	lease   string
 	image   string
+	health  string
 	log     mobula.Log
 }
 
@@ -82,7 +83,7 @@ a Secret there; of several such control planes one leads and the others stand by
   mobula token --config /var/lib/mobula/control/client.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.objects.check(cmd, "state-secret", "lease", "image"); err != nil {
+			if err := o.objects.check(cmd, "state-secret", "lease", "image", "health-listen"); err != nil {
 				return err
 			}
 			if !o.objects.on {
@@ -103,6 +104,7 @@ a Secret there; of several such control planes one leads and the others stand by
 	o.objects.flags(cmd)
 	f.StringVar(&o.state, "state-secret", "mobula-state", "with --kubernetes: Secret for what has to survive a restart")
 	f.StringVar(&o.lease, "lease", "mobula-control", "with --kubernetes: Lease by which one of several control planes leads")
+	f.StringVar(&o.health, "health-listen", "", "with --kubernetes: address for /health and /ready without TLS, also while another control plane leads, host:port")
 	f.StringVar(&o.image, "image", os.Getenv("MOBULA_IMAGE"), "with --kubernetes: image of this program, for simulated engines ($MOBULA_IMAGE)")
 	logFlags(cmd, &o.log)
 	yamlFiles(cmd, "file")

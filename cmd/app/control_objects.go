@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"github.com/mobula-serve/mobula"
@@ -22,6 +24,7 @@ import (
 	"github.com/mobula-serve/mobula/control/api"
 	"github.com/mobula-serve/mobula/control/client"
 	"github.com/mobula-serve/mobula/control/leader"
+	"github.com/mobula-serve/mobula/kube"
 	"github.com/mobula-serve/mobula/state"
 	"github.com/mobula-serve/mobula/trust"
 )
@@ -38,10 +41,19 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 	if err != nil {
 		return err
 	}
+	probes, err := a.serveProbes(ctx, o.health)
+	if err != nil {
+		return err
+	}
+	defer probes.close()
+	if err := markLeader(ctx, c, false); err != nil { // what a former life of this pod has left
+		return err
+	}
 	who := o.objects.identity()
 	_, _ = fmt.Fprintf(a.stdout, "control plane of the fleet %s in namespace %s: %s stands for the lease %s\n", o.objects.fleet, c.Namespace, who, o.lease)
 	err = leader.Lead(ctx, leader.Options{Client: c.Client, Namespace: c.Namespace, Lease: o.lease, Identity: who, Logger: logger}, func(ctx context.Context) error {
-		return a.leadObjects(ctx, o, c, logger)
+		probes.leads.Store(true)
+		return a.leadObjects(ctx, o, c, probes, logger)
 	})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
@@ -50,7 +62,7 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 }
 
 // leadObjects is the control plane while it leads.
-func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.Connection, logger *slog.Logger) error {
+func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.Connection, probes *probes, logger *slog.Logger) error {
 	store, err := leader.OpenStore(ctx, c.Client, c.Namespace, o.state)
 	if err != nil {
 		return err
@@ -78,7 +90,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 		return err
 	}
 	previous, err := p.control.Fleet(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, control.ErrNotFound) { // nothing has been applied before
 		return err
 	}
 	if objects, err = o.objects.source(c, previous, logger); err != nil {
@@ -90,6 +102,8 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 		}
 	}
 	_, _ = fmt.Fprintf(a.stdout, "control plane listening on %s\n", access.URL)
+	handler := p.api.Handler()
+	probes.api.Store(&handler)
 	events := resources.NewEvents(ctx, objects, c.Client)
 	defer events.Close()
 	g, ctx := errgroup.WithContext(ctx)
@@ -98,7 +112,29 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	g.Go(func() error { return p.applyObjects(ctx, objects) })
 	g.Go(func() error { return p.showObjects(ctx, objects) })
 	g.Go(func() error { return p.tellObjects(ctx, events) })
+	g.Go(func() error { return markLeader(ctx, c, true) })
 	return g.Wait()
+}
+
+// labelLeader is on the pod of the control plane that leads: its Service selects it.
+const labelLeader = kube.Group + "/leader"
+
+// markLeader labels the pod that this process runs in, or takes the label away. Outside of a pod there is nothing to label.
+func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error {
+	pod := os.Getenv("POD_NAME")
+	if pod == "" {
+		return nil
+	}
+	value := "null"
+	if leads {
+		value = `"true"`
+	}
+	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, labelLeader, value)
+	_, err := c.Client.CoreV1().Pods(c.Namespace).Patch(ctx, pod, types.MergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: kube.FieldManager})
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("label the pod %s that leads: %w", pod, kubernetes.Explain(err))
+	}
+	return nil
 }
 
 // Where a store has who the control plane is.

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"slices"
@@ -13,7 +14,7 @@ import (
 // engineKey is the key that vLLM engines ask for: they take it from their environment, and so do we from ours.
 func engineKey() mobula.Secret { return mobula.Secret(os.Getenv("VLLM_API_KEY")) }
 
-// withKey gives the endpoints of d the engines' key, if there is one.
+// withKey gives the endpoints of d that have no key of their own the engines' key, if there is one.
 func withKey(d adapters.Discoverer, key mobula.Secret) adapters.Discoverer {
 	if key == "" {
 		return d
@@ -40,7 +41,7 @@ func (k keyedDiscoverer) Run(ctx context.Context, up chan<- []mobula.Endpoint) e
 		case endpoints := <-plain:
 			endpoints = slices.Clone(endpoints)
 			for i := range endpoints {
-				endpoints[i].APIKey = k.key
+				endpoints[i].APIKey = cmp.Or(endpoints[i].APIKey, k.key)
 			}
 			select {
 			case up <- endpoints:

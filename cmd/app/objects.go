@@ -123,7 +123,7 @@ func (p *secretPlane) Report(ctx context.Context, r mobula.Report) error {
 		p.plane = plane
 	}
 	err := p.plane.Report(ctx, r)
-	if err != nil && ctx.Err() == nil {
+	if err != nil { // in time or not: a client tries for as long as it may
 		p.plane.Close()
 		p.plane = nil
 	}

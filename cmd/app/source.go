@@ -119,7 +119,7 @@ func (s *source) update(f *mobula.Fleet) error {
 		if err != nil {
 			return err
 		}
-		s.set(s.pods)
+		s.set(withKey(s.pods, engineKey()))
 		return nil
 	}
 	var endpoints mobula.Static

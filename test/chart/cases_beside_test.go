@@ -6,8 +6,8 @@ func controlCases() []valueCase {
 		{
 			name: "control plane's defaults", values: "{}",
 			want: []want{
-				{control, container + "readinessProbe httpGet scheme", "HTTPS"},
-				{control, container + "args 5", "--address=mobula-control.llm.svc:8100"},
+				{control, container + "readinessProbe httpGet port", "health"},
+				{control, container + "args 6", "--address=mobula-control.llm.svc:8100"},
 				{control, container + "env 2 value", "460MiB"},
 				{"Service/mobula-control", "spec ports 0", "appProtocol: https\nname: https\nport: 8100\nprotocol: TCP\ntargetPort: https"},
 				{"ClusterRole/llm-mobula-nodes", "rules 0 resources", "- nodes"},
@@ -34,8 +34,8 @@ control:
   pod: {spec: {priorityClassName: high}}`,
 			want: []want{
 				{control, "spec replicas", "2"},
-				{control, container + "args 5", "--address=mobula-control.llm.svc:9100"},
-				{control, container + "args 10", "--log-level=debug"},
+				{control, container + "args 6", "--address=mobula-control.llm.svc:9100"},
+				{control, container + "args 11", "--log-level=debug"},
 				{control, container + "env 3 name", "A"},
 				{control, container + "envFrom 0 configMapRef name", "c"},
 				{control, container + "volumeMounts 1 name", "v"},

@@ -142,7 +142,7 @@ func routerCases() []valueCase {
 				{router, "spec template spec imagePullSecrets", "- name: p\n- name: q"},
 				{control, container + "image", "r/m@sha256:abc"},
 				{control, container + "imagePullPolicy", "Never"},
-				{control, container + "args 9", "--image=r/m@sha256:abc"},
+				{control, container + "args 10", "--image=r/m@sha256:abc"},
 			},
 		},
 		{

@@ -102,6 +102,14 @@ func (w *world) leads(name string) {
 	})
 }
 
+// ends waits until a process ends by itself with an error that has this text.
+func (w *world) ends(name, text string) {
+	w.t.Helper()
+	log, code := w.Ended(name)
+	require.Equal(w.t, 1, code, log)
+	require.Contains(w.t, log[strings.LastIndex(log, "error:"):], text)
+}
+
 // access is how the control plane is reached, as its Secret says; nil while that says nothing.
 func (w *world) access() []byte {
 	for _, s := range w.cluster.Objects("secrets", "default", "") {

@@ -7,6 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // Attach gives a Fleet without processes, for one of another platform than hosts: the test starts its control planes and routers by
@@ -41,4 +44,18 @@ func (f *Fleet) Log(name string) string {
 		return p.log.String()
 	}
 	return ""
+}
+
+// Ended gives what a process has written that has ended by itself, once it has.
+func (f *Fleet) Ended(name string) (log string, code int) {
+	f.t.Helper()
+	p := f.procs[name]
+	require.NotNil(f.t, p, name)
+	select {
+	case <-p.done:
+	case <-time.After(f.patience):
+		f.t.Fatalf("%s does not end\n%s", name, p.log)
+	}
+	delete(f.procs, name)
+	return p.log.String(), p.cmd.ProcessState.ExitCode()
 }

@@ -56,7 +56,7 @@ func TestImageIsWhatTheDockerfileMakes(t *testing.T) {
 	}
 }
 
-func TestDockerignoreLetsIn(t *testing.T) {
+func TestDockerignoreLetsInWhatTheBuildNeeds(t *testing.T) {
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./cmd/mobula")
 	list.Dir = repository
 	out, err := list.Output()
@@ -66,7 +66,7 @@ func TestDockerignoreLetsIn(t *testing.T) {
 	for room := range strings.FieldsSeq(string(out)) {
 		if folder, ok := strings.CutPrefix(room, "github.com/mobula-serve/mobula/"); ok {
 			top, _, _ := strings.Cut(folder, "/")
-			require.Contains(t, string(ignore), "\n!"+top+"\n", "the build needs %s", room)
+			require.NotContains(t, strings.Fields(string(ignore)), top, "the build needs %s", room)
 		}
 	}
 }

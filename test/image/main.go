@@ -40,7 +40,7 @@ func run(args []string) error {
 		return err
 	}
 	if out == "" || flags.NArg() == 0 {
-		return errors.New("usage: image -out FILE BINARY...")
+		return errors.New("give -out and the binaries to make an image of")
 	}
 	for _, file := range caFiles() {
 		if _, err := os.Stat(file); err == nil {

@@ -63,7 +63,7 @@ func (c *Cluster) start(t *testing.T) {
 	require.NoError(t, err)
 	defer said.Close()
 	// No context ends it, and no ^C: it has to clean up, and does so when its input ends.
-	keeper := exec.Command(script(), "up") //nolint:noctx // see above
+	keeper := exec.Command(script(), "up")
 	keeper.Env = append(c.environment(), "MOBULA_KUBE_LOGS="+c.logs)
 	keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	keeper.Stderr = said

@@ -19,6 +19,7 @@
 - --namespace={{ .Release.Namespace }}
 - --fleet={{ include "mobula.fleet" . }}
 - --listen=:8100
+- --health-listen=:8101
 - --address={{ include "mobula.controlAddress" . }}
 - --control-secret={{ include "mobula.controlSecret" . }}
 - --state-secret={{ include "mobula.stateSecret" . }}
@@ -29,8 +30,10 @@
 {{- end }}
 {{- end }}
 
-{{/* helm test: whether the router answers, and what it serves. */}}
+{{/* helm test: whether a model answers through the router. */}}
 {{- define "mobula.testArgs" -}}
-- status
-- --router=http://{{ include "mobula.fullname" . }}-router.{{ .Release.Namespace }}.svc:{{ .Values.router.service.port | int }}
+- chat
+- --url=http://{{ include "mobula.fullname" . }}-router.{{ .Release.Namespace }}.svc:{{ .Values.router.service.port | int }}
+- --timeout=5m
+- Say hello.
 {{- end }}

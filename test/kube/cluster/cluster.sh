@@ -2,6 +2,7 @@
 # A Kubernetes cluster of one real node for tests: etcd, API server, controllers, scheduler, containerd, kubelet, kube-proxy
 # and CoreDNS, in namespaces of their own. No registry, no systemd, nothing of it reaches or is reached from another machine.
 #
+#   cluster.sh check          say what this machine lacks
 #   cluster.sh up             bring it up, print "ready", and hold it until the input ends or ^C; then nothing is left
 #   cluster.sh enter CMD...   run a command inside of it
 #   cluster.sh start NAME     start a part: those above, dns, kwok or operator (of KubeRay)
@@ -30,7 +31,6 @@ check() {
 	local tool missing=()
 	for tool in $tools; do command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}"); done
 	[ ${#missing[@]} = 0 ] || die "install ${missing[*]} (Debian's names of the packages)"
-	[ -x "${MOBULA_KUBE_DIR:?is what setup.sh prints}/bin/kube-apiserver" ] || die "no Kubernetes in $MOBULA_KUBE_DIR: run setup.sh"
 	local net
 	for net in "${pods%.0.0/16}" "${services%.0.0/16}" "${node_ip%.*}"; do
 		! ip -o route | grep -v " dev $link " | grep -q "^$net\." || die "this machine has a route to $net.*, where the cluster would be"
@@ -54,8 +54,9 @@ clean() {
 
 up() {
 	check
+	[ -x "${MOBULA_KUBE_DIR:?is what setup.sh prints}/bin/kube-apiserver" ] || die "no Kubernetes in $MOBULA_KUBE_DIR: run setup.sh"
 	exec 3<&0 9>/run/lock/mobula-kube.lock
-	flock -n 9 || die "another cluster is up on this machine, or coming up"
+	flock -w 30 9 || die "another cluster is up on this machine, or coming up"
 	clean # of one whose keeper was killed
 	mkdir -p $run/logs $run/etc/cni
 	local file names='run cgroup host_ip node_ip pods node_pods services service_ip dns_ip' name edit=()
@@ -70,21 +71,27 @@ up() {
 	echo $node >$run/pid
 	trap 'trap "" INT TERM; down' EXIT
 	trap 'exit 130' INT TERM
-	until [ "$(readlink "/proc/$node/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
-	ip link add $link type veth peer name eth0 netns $node
+	until [ "$(readlink "/proc/$node/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do
+		alive
+		sleep 0.05
+	done
+	ip link add $link type veth peer name eth0 netns $node || { alive && die "no link into the node's network"; }
 	ip addr add $host_ip/24 dev $link
 	ip link set $link up
 	ip route add $pods via $node_ip
 	ip route add $services via $node_ip
 	until [ -e $run/ready ]; do
-		kill -0 $node 2>/dev/null || die "it did not come up; the end of the log:"$'\n'"$(tail -n 20 $run/logs/node.log)"
+		alive
 		sleep 0.1
 	done
 	echo ready
-	cat <&3 >/dev/null & # until the input ends
+	cat <&3 >/dev/null 9>&- & # until the input ends
 	wait -n $! $node || true
-	kill -0 $node 2>/dev/null || die "the node has ended; the end of the log:"$'\n'"$(tail -n 20 $run/logs/node.log)"
+	alive
 }
+
+# alive ends it all when the node has ended.
+alive() { kill -0 $node 2>/dev/null || die "the node has ended; the end of its log:"$'\n'"$(tail -n 20 $run/logs/node.log)"; }
 
 down() {
 	pkill -KILL -P $node || true # the first process of the namespaces, and so all of them
@@ -98,12 +105,13 @@ down() {
 }
 
 case ${1:-} in
+check) check ;;
 up) up ;;
 enter) shift && enter "$@" ;;
 start | kill) enter bash "$here/node.sh" "$@" ;;
 import) enter ctr -a $run/containerd.sock -n k8s.io images import "${2:?TAR}" ;;
 *)
-	sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac
