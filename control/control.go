@@ -121,6 +121,7 @@ func (c *Control) hear() {
 type backoff struct {
 	tries int
 	until time.Time
+	why   string // of the last failure, for people
 }
 
 func (b backoff) next(now time.Time) backoff {

@@ -339,7 +339,10 @@ func (c *Control) told(key adapters.Key, d *adapters.Deployment, err error) {
 	if err != nil {
 		c.asked = nil // it may hold the one or the other: ask again
 		c.metrics.errors.Inc()
-		c.backoff[key.Model] = c.backoff[key.Model].next(now)
+		failed := c.backoff[key.Model].next(now)
+		failed.why = err.Error()
+		c.backoff[key.Model] = failed
+		c.viewDirty = true
 		if !errors.Is(err, context.Canceled) {
 			c.notef("model/"+key.Model, "PlatformError", true, "revision %s: %v", key.Revision, err)
 		}

@@ -142,5 +142,8 @@ func (c *Control) modelStatus(name string, replicas []ReplicaStatus, now time.Ti
 	if s.Rollout == RolloutComplete && s.Ready < s.Wanted {
 		s.Rollout, s.Reason = RolloutProgressing, "waits for its replicas"
 	}
+	if why := c.backoff[name].why; why != "" && s.Rollout == RolloutProgressing {
+		s.Reason = "the platform refuses: " + why
+	}
 	return s
 }

@@ -70,8 +70,9 @@ func ProductionStack(files ...File) (Result, error) {
 		return Result{}, err
 	}
 	s := &stack{input: in, index: newSpec(stackRows()), out: &object{}}
-	s.walk(s.index, "", in.values, false)
-	s.convert()
+	if s.walk(s.index, "", in.values, false); len(in.problems) == 0 { // else nothing is of the type it should be
+		s.convert()
+	}
 	if err := in.failure(); err != nil {
 		return Result{}, err
 	}
@@ -110,7 +111,7 @@ func (s *stack) note(path string, severity Severity, format string, args ...any)
 // convert fills out. The order is that of the values, for people to read.
 func (s *stack) convert() {
 	engines, router := s.root().sub("servingEngineSpec"), s.root().sub("routerSpec")
-	s.engines(engines, router)
+	s.engines(engines)
 	s.loras(s.root().list("loraAdapters"))
 	s.sharedStorage(s.root().sub("sharedPvcStorage"))
 	s.autoscaling()

@@ -63,7 +63,7 @@ func convertText(text string) (convert.Result, error) {
 func TestWrongValuesAreNamedWithTheirLine(t *testing.T) {
 	for _, tc := range []struct{ name, values, want string }{
 		{"no mapping", "- a", "values.yaml:1:1: want values, which are a mapping, got a list"},
-		{"no YAML", "a:\n  - b\n c: d", "values.yaml:2:1: not YAML: did not find expected '-' indicator"},
+		{"no YAML", "a:\n  - b\n c: d", "values.yaml:2:1: not YAML: did not find expected key"},
 		{"section", "routerSpec: yes please", `values.yaml:1:1: routerSpec: want a mapping, got "yes please"`},
 		{"number", "servingEngineSpec:\n  modelSpec:\n    - name: m\n      modelURL: a\n      replicaCount: [1]", "values.yaml:5:7: servingEngineSpec.modelSpec[0].replicaCount: want a whole number from 0 on, got a list"},
 		{"less than none", "routerSpec: {replicaCount: -1}", "values.yaml:1:14: routerSpec.replicaCount: want a whole number from 0 on, got -1"},

@@ -36,7 +36,7 @@ type model struct {
 }
 
 // engines converts servingEngineSpec.
-func (s *stack) engines(engines, router section) {
+func (s *stack) engines(engines section) {
 	if !engines.flag("enableEngine", true) {
 		return
 	}

@@ -94,7 +94,8 @@ func lineOf(err error) int {
 // trimmed is the parser's message in one line, without what is said anyway.
 func trimmed(err error) string {
 	text := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
-	return strings.Join(strings.Fields(strings.TrimPrefix(text, "yaml: ")), " ")
+	text = regexp.MustCompile(`^yaml: (line \d+: )?`).ReplaceAllString(text, "")
+	return strings.Join(strings.Fields(text), " ")
 }
 
 // merge puts from over into, as Helm does with one -f after the other.

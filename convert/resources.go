@@ -91,8 +91,17 @@ func sizeOf(quantity string) string {
 		suffix string
 		bytes  float64
 	}{
-		{"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30}, {"Ti", 1 << 40}, {"Pi", 1 << 50},
-		{"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"T", 1e12}, {"P", 1e15}, {"", 1},
+		{"Ki", 1 << 10},
+		{"Mi", 1 << 20},
+		{"Gi", 1 << 30},
+		{"Ti", 1 << 40},
+		{"Pi", 1 << 50},
+		{"k", 1e3},
+		{"M", 1e6},
+		{"G", 1e9},
+		{"T", 1e12},
+		{"P", 1e15},
+		{"", 1},
 	}
 	for _, u := range units {
 		digits, ok := strings.CutSuffix(quantity, u.suffix)
@@ -280,4 +289,3 @@ func (s *stack) sharedStorage(shared section) {
 	s.objects = append(s.objects, claim)
 	s.note(shared.path, Changed, "the claim %s is a new one, which fills from the hub", name)
 }
-

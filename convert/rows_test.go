@@ -66,10 +66,10 @@ func line(b *strings.Builder, r row) {
 		}
 	}
 	text := strings.NewReplacer("|", "\\|", "<", "&lt;").Replace(r.text)
-	switch {
-	case r.fate == later:
+	switch r.fate {
+	case later:
 		text = "**not there yet**: " + text
-	case r.fate == dropped:
+	case dropped:
 		text = "dropped: " + text
 	}
 	_, theirs, nested := strings.Cut(r.theirs, ".")
@@ -111,38 +111,38 @@ func bases() []string {
 // samples of a row: each is tried in all bases.
 func samples(r row) []string {
 	byPath := map[string]string{
-		"servingEngineSpec.startupProbe":                                        `{"failureThreshold":1000}`,
-		"servingEngineSpec.strategy":                                            `{"rollingUpdate":{"maxSurge":3}}`,
-		"servingEngineSpec.modelSpec[].vllmConfig.v0":                           `"1"`,
-		"servingEngineSpec.modelSpec[].vllmConfig.v1":                           `"0"`,
-		"servingEngineSpec.modelSpec[].tolerationsPolicy":                       `"override"`,
-		"servingEngineSpec.modelSpec[].resources":                               `{"limits":{"cpu":"3"}}`,
-		"servingEngineSpec.modelSpec[].pvcStorage":                              `"9Gi"`,
-		"servingEngineSpec.modelSpec[].pvcAccessMode":                           `["ReadWriteOnce"]`,
-		"servingEngineSpec.modelSpec[].envFromSecret":                           `{"name":"x"}`,
-		"servingEngineSpec.modelSpec[].initContainer":                           `{"name":"i","image":"i"}`,
-		"servingEngineSpec.modelSpec[].raySpec.headNode.initContainer":          `{"name":"i","image":"i"}`,
-		"servingEngineSpec.modelSpec[].raySpec.headNode.resources":              `{"limits":{"nvidia.com/gpu":1}}`,
-		"servingEngineSpec.modelSpec[].keda.idleReplicaCount":                   `0`,
-		"routerSpec.serviceDiscovery":                                           `"static"`,
-		"routerSpec.k8sServiceDiscoveryType":                                    `"service-name"`,
-		"routerSpec.serviceType":                                                `"LoadBalancer"`,
-		"routerSpec.routingLogic":                                               `"roundrobin"`,
-		"routerSpec.route":                                                      `{"main":{"enabled":true,"parentRefs":[{"name":"g"}]}}`,
-		"routerSpec.imagePullPolicy":                                            `"Never"`,
-		"routerSpec.staticModels":                                               `"m"`,
-		"kube-prometheus-stack":                                                 `{"enabled":true}`,
-		"prometheus-adapter":                                                    `{"enabled":true}`,
-		"servingEngineSpec.modelSpec[].keda.fallback":                           `{"replicas":2}`,
-		"servingEngineSpec.modelSpec[].pdb.minAvailable":                        `3`,
-		"servingEngineSpec.modelSpec[].storageClass":                            `"fast"`,
-		"servingEngineSpec.modelSpec[].lmcacheConfig.cpuOffloadingBufferSize":   `7`,
-		"servingEngineSpec.modelSpec[].nodeSelectorTerms":                       `[{"matchExpressions":[]}]`,
-		"loraAdapters[].adapterSource.type":                                     `"local"`,
-		"servingEngineSpec.modelSpec[].vllmConfig.pipelineParallelSize":         `2`,
-		"servingEngineSpec.modelSpec[].raySpec.enabled":                         `true`,
-		"servingEngineSpec.modelSpec[].chatTemplateConfigMap":                   `"{{ x }}"`,
-		"routerSpec.extraArgs":                                                  `["--log-level","debug"]`,
+		"servingEngineSpec.startupProbe":                                      `{"failureThreshold":1000}`,
+		"servingEngineSpec.strategy":                                          `{"rollingUpdate":{"maxSurge":3}}`,
+		"servingEngineSpec.modelSpec[].vllmConfig.v0":                         `"1"`,
+		"servingEngineSpec.modelSpec[].vllmConfig.v1":                         `"0"`,
+		"servingEngineSpec.modelSpec[].tolerationsPolicy":                     `"override"`,
+		"servingEngineSpec.modelSpec[].resources":                             `{"limits":{"cpu":"3"}}`,
+		"servingEngineSpec.modelSpec[].pvcStorage":                            `"9Gi"`,
+		"servingEngineSpec.modelSpec[].pvcAccessMode":                         `["ReadWriteOnce"]`,
+		"servingEngineSpec.modelSpec[].envFromSecret":                         `{"name":"x"}`,
+		"servingEngineSpec.modelSpec[].initContainer":                         `{"name":"i","image":"i"}`,
+		"servingEngineSpec.modelSpec[].raySpec.headNode.initContainer":        `{"name":"i","image":"i"}`,
+		"servingEngineSpec.modelSpec[].raySpec.headNode.resources":            `{"limits":{"nvidia.com/gpu":1}}`,
+		"servingEngineSpec.modelSpec[].keda.idleReplicaCount":                 `0`,
+		"routerSpec.serviceDiscovery":                                         `"static"`,
+		"routerSpec.k8sServiceDiscoveryType":                                  `"service-name"`,
+		"routerSpec.serviceType":                                              `"LoadBalancer"`,
+		"routerSpec.routingLogic":                                             `"roundrobin"`,
+		"routerSpec.route":                                                    `{"main":{"enabled":true,"parentRefs":[{"name":"g"}]}}`,
+		"routerSpec.imagePullPolicy":                                          `"Never"`,
+		"routerSpec.staticModels":                                             `"m"`,
+		"kube-prometheus-stack":                                               `{"enabled":true}`,
+		"prometheus-adapter":                                                  `{"enabled":true}`,
+		"servingEngineSpec.modelSpec[].keda.fallback":                         `{"replicas":2}`,
+		"servingEngineSpec.modelSpec[].pdb.minAvailable":                      `3`,
+		"servingEngineSpec.modelSpec[].storageClass":                          `"fast"`,
+		"servingEngineSpec.modelSpec[].lmcacheConfig.cpuOffloadingBufferSize": `7`,
+		"servingEngineSpec.modelSpec[].nodeSelectorTerms":                     `[{"matchExpressions":[]}]`,
+		"loraAdapters[].adapterSource.type":                                   `"local"`,
+		"servingEngineSpec.modelSpec[].vllmConfig.pipelineParallelSize":       `2`,
+		"servingEngineSpec.modelSpec[].raySpec.enabled":                       `true`,
+		"servingEngineSpec.modelSpec[].chatTemplateConfigMap":                 `"{{ x }}"`,
+		"routerSpec.extraArgs":                                                `["--log-level","debug"]`,
 	}
 	if s, ok := byPath[r.theirs]; ok {
 		return []string{s}

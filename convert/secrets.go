@@ -43,15 +43,15 @@ func (s *stack) secretFor(path, name, key, value string) (string, string) {
 // tellSecrets says how the Secrets are made.
 func (s *stack) tellSecrets() {
 	for _, x := range s.secrets {
-		command := "kubectl create secret generic " + x.name
+		literals := make([]string, 0, len(x.keys))
 		for _, key := range x.keys {
-			command += " --from-literal=" + key + "=VALUE"
+			literals = append(literals, " --from-literal="+key+"=VALUE")
 		}
 		also := ""
 		if rest := slices.Compact(slices.Clone(x.paths))[1:]; len(rest) > 0 {
 			also = " (and of " + strings.Join(rest, ", ") + ")"
 		}
-		s.note(x.paths[0], Action, "secrets are not copied: %s, with its value%s", command, also)
+		s.note(x.paths[0], Action, "secrets are not copied: kubectl create secret generic %s%s, with its value%s", x.name, strings.Join(literals, ""), also)
 	}
 }
 

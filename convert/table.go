@@ -38,19 +38,19 @@ const (
 type kind int
 
 const (
-	text    kind = iota // text or a number
-	whole               // a whole number from 0 on, or one as text
-	number              // a number, or one as text
-	flagged             // true or false
-	list                // a list of anything
-	texts               // a list of texts and numbers
-	mapping             // a mapping of anything
-	labels              // a mapping of texts and numbers
+	text     kind = iota // text or a number
+	whole                // a whole number from 0 on, or one as text
+	number               // a number, or one as text
+	flagged              // true or false
+	list                 // a list of anything
+	texts                // a list of texts and numbers
+	mapping              // a mapping of anything
+	labels               // a mapping of texts and numbers
 	secretly             // text that is secret, or a mapping with secretName and secretKey
-	either              // text or a mapping
-	some                // a mapping or a list
-	on                  // a flag, true unless it is set, without which its section does not matter
-	off                 // a flag, false unless it is set, without which its section does not matter
+	either               // text or a mapping
+	some                 // a mapping or a list
+	on                   // a flag, true unless it is set, without which its section does not matter
+	off                  // a flag, false unless it is set, without which its section does not matter
 )
 
 // spec is the tree of rows.

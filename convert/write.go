@@ -167,7 +167,7 @@ func (w *writer) item(item any, indent int) {
 	line, inOne := w.flow(item, false)
 	text, isText := item.(string)
 	switch {
-	case inOne && (!isMap || len(pairs) <= 3 || pairs[0].key != "name"): // things with a name and much else are read one by one
+	case inOne && (!isMap || len(pairs) == 0 || indent > 2 && (len(pairs) <= 3 || pairs[0].key != "name")): // what has a name and much else is read line by line
 		w.out.WriteString(" " + line + "\n")
 	case isMap:
 		w.out.WriteString(" ")
@@ -289,7 +289,7 @@ func inLines(s string) bool {
 // scalar writes text so that it is text to every parser, without quotes where none are needed.
 func scalar(s string, inFlow bool) string {
 	switch {
-	case isPlain(s) && !(inFlow && strings.Contains(s, ":")):
+	case isPlain(s) && (!inFlow || !strings.Contains(s, ":")):
 		return s
 	case strings.Contains(s, `"`) && !strings.Contains(s, "'") && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return "'" + s + "'"

@@ -31,20 +31,20 @@ type lab struct {
 	stop    func()
 }
 
-func newLab(t testing.TB, o kubetest.Options, more ...func(*Options)) *lab {
-	t.Helper()
+func newLab(tb testing.TB, o kubetest.Options, more ...func(*Options)) *lab {
+	tb.Helper()
 	o.Namespaces = append(o.Namespaces, testSpace)
 	cube := kubetest.New(o)
-	t.Cleanup(cube.Close)
-	l := &lab{t: t, cube: cube, options: Options{
+	tb.Cleanup(cube.Close)
+	l := &lab{t: tb, cube: cube, options: Options{
 		Client: cube.Client(), Dynamic: cube.Dynamic(), Namespace: testSpace, OwnImage: "mobula:test",
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Logger: slog.New(slog.NewTextHandler(tb.Output(), nil)),
 	}}
 	for _, f := range more {
 		f(&l.options)
 	}
 	l.start()
-	t.Cleanup(func() { l.stop() })
+	tb.Cleanup(func() { l.stop() })
 	return l
 }
 
@@ -102,11 +102,11 @@ func (l *lab) await(what string, ok func() bool) {
 	}, ok)
 }
 
-func await(t testing.TB, what string, now func() any, ok func() bool) {
-	t.Helper()
+func await(tb testing.TB, what string, now func() any, ok func() bool) {
+	tb.Helper()
 	for end := time.Now().Add(deadline); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: it did not come; now: %+v", what, now())
+			tb.Fatalf("%s: it did not come; now: %+v", what, now())
 		}
 	}
 }
@@ -130,20 +130,6 @@ func (l *lab) ready(n int) []string {
 		return true
 	})
 	return ids
-}
-
-// replica waits for the only one to fulfil a condition.
-func (l *lab) replica(what string, ok func(mobula.Replica) bool) (r mobula.Replica) {
-	l.t.Helper()
-	l.await(what, func() bool {
-		all, err := l.Status(l.t.Context(), testFleet)
-		if err != nil || len(all) != 1 {
-			return false
-		}
-		r = all[0]
-		return ok(r)
-	})
-	return r
 }
 
 func (l *lab) pods() []string {

@@ -55,12 +55,12 @@ func (s patient) Apply(ctx context.Context, d adapters.Deployment) error {
 	}
 }
 
-func subject(t testing.TB, model mobula.Model, crash func(l *lab, id string)) conformance.PlacerSubject {
-	t.Helper()
-	l := newLab(t, kubetest.Options{Nodes: []kubetest.Node{{Name: "node-a"}, {Name: "node-b"}, {Name: "node-c"}}})
+func subject(tb testing.TB, model mobula.Model, crash func(l *lab, id string)) conformance.PlacerSubject {
+	tb.Helper()
+	l := newLab(tb, kubetest.Options{Nodes: []kubetest.Node{{Name: "node-a"}, {Name: "node-b"}, {Name: "node-c"}}})
 	p := onKubernetes()
 	configure := func() {
-		require.NoError(t, l.Configure(t.Context(), "conformance", p, false))
+		require.NoError(tb, l.Configure(tb.Context(), "conformance", p, false))
 	}
 	configure()
 	impossible := simModel("too-odd")
@@ -80,23 +80,23 @@ func subject(t testing.TB, model mobula.Model, crash func(l *lab, id string)) co
 }
 
 func TestPlacerConformanceOfDeployments(t *testing.T) {
-	conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
-		t.Helper()
-		return subject(t, simModel("chat"), func(l *lab, id string) {
-			require.NoError(t, l.cube.Crash(testSpace, id, 1, "boom"))
-			require.NoError(t, l.cube.Ready(testSpace, id))
+	conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+		tb.Helper()
+		return subject(tb, simModel("chat"), func(l *lab, id string) {
+			require.NoError(tb, l.cube.Crash(testSpace, id, 1, "boom"))
+			require.NoError(tb, l.cube.Ready(testSpace, id))
 		})
 	})
 }
 
 func TestPlacerConformanceOfStatefulSets(t *testing.T) {
-	conformance.Placer(t, func(t testing.TB) conformance.PlacerSubject {
-		t.Helper()
+	conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+		tb.Helper()
 		model := simModel("org/Chat-72B")
 		model.Kubernetes.Workload = kube.KindStatefulSet
-		return subject(t, model, func(l *lab, id string) {
-			require.NoError(t, l.cube.Crash(testSpace, id+"-0", 1, "boom"))
-			require.NoError(t, l.cube.Ready(testSpace, id+"-0"))
+		return subject(tb, model, func(l *lab, id string) {
+			require.NoError(tb, l.cube.Crash(testSpace, id+"-0", 1, "boom"))
+			require.NoError(tb, l.cube.Ready(testSpace, id+"-0"))
 		})
 	})
 }

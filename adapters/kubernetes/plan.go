@@ -54,6 +54,7 @@ type situation struct {
 // actions is what is to be done for a model, in the order of its fields.
 type actions struct {
 	adopt   []*record // to be written with the model's owner
+	resize  []*record // to name those who go: there are more than were seen when it was written
 	apply   []*unstructured.Unstructured
 	patch   []objectPatch
 	marks   []podPatch
@@ -89,7 +90,7 @@ type putBack struct {
 }
 
 func (a *actions) none() bool {
-	return len(a.adopt)+len(a.apply)+len(a.patch)+len(a.marks)+len(a.kill)+len(a.remove)+len(a.forget) == 0
+	return len(a.adopt)+len(a.resize)+len(a.apply)+len(a.patch)+len(a.marks)+len(a.kill)+len(a.remove)+len(a.forget) == 0
 }
 
 // planner is a plan in the making.
@@ -303,6 +304,10 @@ func (p *planner) counted(r *record) error {
 		if slices.Contains(r.Victims, pod.Name) {
 			victims = append(victims, pod)
 		}
+	}
+	if len(living)-len(victims) > r.Replicas {
+		p.resize = append(p.resize, r)
+		return nil
 	}
 	told := true
 	for _, pod := range living {

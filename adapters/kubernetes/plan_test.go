@@ -90,10 +90,19 @@ func TestAControlPlaneThatDiesAnywhereLosesNothing(t *testing.T) {
 						return d.Revision == revision && d.Replicas == last[revision]
 					}), "what was told to be durable is there")
 				}
-				ids := l.ready(want)
-				l.quiet()
-				require.ElementsMatch(t, ids, l.running(), "held %v, last %v, now %v", held, last, l.cube.Objects("configmaps", testSpace, labelRecord))
-				require.Len(t, l.cube.Objects("configmaps", testSpace, labelRecord), len(held))
+				l.await("what was asked for last, and nothing else", func() bool {
+					var ids []string
+					all, err := l.Status(t.Context(), testFleet)
+					for _, r := range all {
+						if r.State == mobula.StateReady {
+							ids = append(ids, r.ID)
+						}
+					}
+					running := l.running()
+					slices.Sort(running)
+					return err == nil && len(all) == want && slices.Equal(ids, running) &&
+						len(l.cube.Objects("configmaps", testSpace, labelRecord)) == len(held)
+				})
 			})
 		}
 	}
@@ -146,7 +155,8 @@ func TestNamesOfDeploymentsThatAreTaken(t *testing.T) {
 		}
 	}
 	require.Equal(t, []string{"chat-r1", "chat-r1-2", "chat-r1-3"}, got)
-	require.NotEqual(t, newID(adapters.Key{Model: "chat", Revision: "r1"}), newID(adapters.Key{Model: "chat", Revision: "r1"}))
+	first, second := newID(adapters.Key{Model: "chat", Revision: "r1"}), newID(adapters.Key{Model: "chat", Revision: "r1"})
+	require.NotEqual(t, first, second)
 	require.LessOrEqual(t, len(newID(adapters.Key{Model: "org/a-model-with-a-name-that-is-very-long-indeed-and-longer", Revision: "0123456789"})), 50)
 }
 
@@ -247,6 +257,8 @@ func TestAPlanHurtsNobody(t *testing.T) {
 		require.Empty(r, todo.remove)
 		require.Empty(r, todo.apply)
 		require.Empty(r, todo.forget)
+		living := slices.DeleteFunc(slices.Clone(pods), func(pod *corev1.Pod) bool { return over(pod) || slices.Contains(rec.Victims, pod.Name) })
+		require.Equal(r, len(living) > rec.Replicas, len(todo.resize) == 1, "it is decided who goes before anybody does")
 		for _, k := range todo.kill {
 			i := slices.IndexFunc(pods, func(pod *corev1.Pod) bool { return pod.Name == k.name })
 			require.True(r, over(pods[i]) || slices.Contains(rec.Victims, k.name) && have == int64(rec.Replicas), "killed %s", k.name)

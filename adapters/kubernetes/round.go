@@ -416,7 +416,11 @@ func render(w kube.Workload, r *record, replica string, model *metav1.OwnerRefer
 				}
 			}
 		}
-		finish(o, map[string]string{labelRecord: r.Base}, fingerprint(r), ownerOf(r, model))
+		add := map[string]string{labelRecord: r.Base}
+		if replica != "" {
+			add[kube.LabelReplica] = replica
+		}
+		finish(o, add, fingerprint(r), ownerOf(r, model))
 	}
 	return objects, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,15 @@ func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *p
 	for _, r := range todo.adopt {
 		next := r.clone()
 		next.owner = in.owner
+		if err := s.store(ctx, next); err != nil {
+			return err
+		}
+	}
+	for _, r := range todo.resize {
+		next := r.clone()
+		if s.resize(next); slices.Equal(next.Victims, r.Victims) {
+			continue
+		}
 		if err := s.store(ctx, next); err != nil {
 			return err
 		}

@@ -127,7 +127,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"arguments without a model": {[]string{"up", "--", "--dtype", "half"}, "error: arguments for vLLM need a --model; simulated engines take none (mobula sim has flags)\nhint: mobula up --help\n"},
 		"engine's own port":         {[]string{"up", "--model", "m", "--", "--port=9"}, "error: --port is not for the engine: mobula up chooses where it listens\nhint: mobula up --help\n"},
 		"engine's key":              {[]string{"up", "--model", "m", "--", "--api_key", "x"}, "error: --api_key is not for the engine: put the key into the environment variable VLLM_API_KEY, which the router reads too\nhint: mobula up --help\n"},
-		"router without a file":     {[]string{"router"}, "error: which fleet? give its file with -f, or its control plane with --config or --control\nhint: mobula router --help\n"},
+		"router without a file":     {[]string{"router"}, "error: which fleet? give its file with -f, its control plane with --config or --control, or --kubernetes\nhint: mobula router --help\n"},
 		"router with an argument":   {[]string{"router", "fleet.yaml"}, "error: unknown command \"fleet.yaml\" for \"mobula router\"\nhint: mobula router --help\n"},
 		"validate without a file":   {[]string{"validate"}, "error: which fleet? give its file with -f\nhint: mobula validate --help\n"},
 		"sim with a bad port":       {[]string{"sim", "--port", "-1"}, "error: --port -1: want 0 to 65535\nhint: mobula sim --help\n"},

@@ -77,14 +77,18 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 		return err
 	}
 	defer func() { _ = l.Close() }()
-	var objects *resources.Source // made once it is known what was applied last
+	var objects *resources.Source // made once it is known what was applied last, before anything runs
+	var backend *objectPlane
 	p, access, err := who.plane(l, o.address, planeOptions{
 		Logger: logger,
 		Kubernetes: kubernetes.Options{
 			Client: c.Client, Dynamic: c.Dynamic, Namespace: c.Namespace, OwnImage: o.image,
 			Owner: func(model string) *metav1.OwnerReference { return objects.Owner(model) },
 		},
-		Backend: func(c *control.Control) api.Backend { return &objectPlane{c, objects} },
+		Backend: func(c *control.Control) api.Backend {
+			backend = &objectPlane{Control: c}
+			return backend
+		},
 	})
 	if err != nil {
 		return err
@@ -96,6 +100,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	if objects, err = o.objects.source(c, previous, logger); err != nil {
 		return err
 	}
+	backend.objects = objects
 	if o.objects.controlSecret != "" {
 		if err := publishAccess(ctx, c, o.objects.controlSecret, access); err != nil {
 			return err

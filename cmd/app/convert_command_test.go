@@ -64,20 +64,23 @@ func TestWrongValuesToConvert(t *testing.T) {
 		code  int
 		want  string
 	}{
-		"no file":        {"", nil, exitUsage, "error: which values? give their file\nhint: mobula convert production-stack --help\n"},
-		"no such file":   {"", []string{"/nowhere.yaml"}, exitFailed, "error: /nowhere.yaml: there is no such file\nhint: helm get values RELEASE prints the values of a release\n"},
-		"no YAML":        {"a: b: c", []string{"-"}, exitFailed, "error: standard input:1:1: not YAML: mapping values are not allowed in this context\n"},
-		"wrong type":     {"routerSpec:\n  replicaCount: many\n", []string{"-"}, exitFailed, "error: standard input:2:3: routerSpec.replicaCount: want a whole number from 0 on, got \"many\"\n"},
-		"unknown source": {"", []string{"..", "x"}, exitFailed, ""},
+		"no file":      {"", nil, exitUsage, "error: which values? give their file\nhint: mobula convert production-stack --help\n"},
+		"no such file": {"", []string{"/nowhere.yaml"}, exitFailed, "error: /nowhere.yaml: there is no such file\nhint: helm get values RELEASE prints the values of a release\n"},
+		"no YAML":      {"a: b: c", []string{"-"}, exitFailed, "error: standard input:1:1: not YAML: mapping values are not allowed in this context\n"},
+		"wrong type":   {"routerSpec:\n  replicaCount: many\n", []string{"-"}, exitFailed, "error: standard input:2:3: routerSpec.replicaCount: want a whole number from 0 on, got \"many\"\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := execute(t, tc.stdin, append([]string{"convert", "production-stack"}, tc.args...)...)
 			require.Equal(t, tc.code, got.code)
-			if tc.want != "" {
-				require.Equal(t, tc.want, got.stderr)
-			}
+			require.Equal(t, tc.want, got.stderr)
 		})
 	}
+}
+
+func TestConvertOfAnUnknownSource(t *testing.T) {
+	got := execute(t, "", "convert", "kserve", "values.yaml")
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, `unknown command "kserve" for "mobula convert"`)
 }
 
 // TestConvertedModelsMakePods: what comes out is not only a fleet file, Kubernetes' types take its pods too.
@@ -119,4 +122,26 @@ func TestConvertedModelsMakePods(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestThePageOnMovingIsRight: the commands for mobula that it shows parse, with their flags.
+func TestThePageOnMovingIsRight(t *testing.T) {
+	page, err := os.ReadFile("../../docs/migrating-from-production-stack.md")
+	require.NoError(t, err)
+	shown := 0
+	for line := range strings.Lines(string(page)) {
+		at := strings.Index(line, "mobula convert ")
+		if at < 0 {
+			continue
+		}
+		command, _, _ := strings.Cut(line[at+len("mobula "):], "`")
+		root := (&app{}).root()
+		cmd, args, err := root.Find(strings.Fields(command))
+		require.NoError(t, err, line)
+		require.Equal(t, "production-stack", cmd.Name(), line)
+		require.NoError(t, cmd.ParseFlags(args), line)
+		require.NotEmpty(t, cmd.Flags().Args(), line)
+		shown++
+	}
+	require.Equal(t, 2, shown)
 }

@@ -55,6 +55,7 @@ type buckets map[string]map[string][]byte
 type Store struct {
 	client          kubernetes.Interface
 	namespace, name string
+	ending          <-chan struct{} // leadership is over: nothing is tried again
 
 	mu     sync.Mutex
 	err    error // once it can't be used any more
@@ -62,9 +63,10 @@ type Store struct {
 	parts  [shards]buckets
 }
 
-// OpenStore reads the Secret, which is made when it is not there. Secrets that hold anything else are an error.
+// OpenStore reads the Secret, which is made when it is not there. Secrets that hold anything else are an error. Once ctx has ended a Write
+// is tried once only: who no longer leads must not linger.
 func OpenStore(ctx context.Context, client kubernetes.Interface, namespace, name string) (*Store, error) {
-	s := &Store{client: client, namespace: namespace, name: name}
+	s := &Store{client: client, namespace: namespace, name: name, ending: ctx.Done()}
 	secret, err := s.read(ctx)
 	if apierrors.IsNotFound(err) {
 		secret, err = client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -190,6 +192,8 @@ func (s *Store) update(secret *corev1.Secret) (*corev1.Secret, error) {
 		}
 		select {
 		case <-ctx.Done():
+			return nil, err
+		case <-s.ending:
 			return nil, err
 		case <-time.After(tryEvery):
 		}

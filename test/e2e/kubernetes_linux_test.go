@@ -9,12 +9,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
 	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
 	"github.com/mobula-serve/mobula/control"
+	"github.com/mobula-serve/mobula/kube"
 )
 
 // chatModel is that of most fleets: its object is called chat.
@@ -92,7 +91,7 @@ func TestLifeOfAKubernetesFleet(t *testing.T) {
 			require.NotEqual(t, before, r.Revision)
 		}
 		w.Await("nothing is left of the one before", func() bool {
-			return len(w.cluster.Objects("deployments", "default", "")) == 1 && len(w.cluster.Pods("default", "")) == 3
+			return len(w.cluster.Objects("deployments", "default", "")) == 1 && len(w.cluster.Pods("default", kube.LabelManagedBy)) == 3
 		})
 	})
 	step("a revision whose image can't be pulled is taken back", func(t *testing.T) {
@@ -158,7 +157,7 @@ func TestKubernetesModelGoesToZeroAndBack(t *testing.T) {
 	t.Parallel()
 	w := newObjectFleet(t, fleetObject+modelObject("chat", "name: org/chat, range: {min: 0, max: 2}, engine: {kind: sim, args: [--itl, 2ms]}, scaling: {zeroAfter: 2s, upAfter: 0s, downAfter: 1s}"))
 	zero := func() bool {
-		return w.is(resources.KindModel, "chat", resources.ConditionReady, "True", "ScaledToZero") && len(w.cluster.Pods("default", "")) == 0
+		return w.is(resources.KindModel, "chat", resources.ConditionReady, "True", "ScaledToZero") && len(w.cluster.Pods("default", kube.LabelManagedBy)) == 0
 	}
 	w.Await("no replica before anybody asks", zero)
 	require.Contains(t, w.Get("/v1/models"), chatModel)
@@ -286,7 +285,7 @@ func TestKubernetesAPIServerComesAndGoes(t *testing.T) {
 		load.More(20)
 		w.cluster.Compact()
 		w.cluster.Down(false)
-		w.Await("no trace of it", func() bool { return !strings.Contains(w.Get("/metrics"), gone) })
+		w.Await("no trace of it", func() bool { return strings.Contains(w.Log("router"), `msg="endpoint removed" endpoint=`+gone) })
 		w.awaitServing("chat", 3)
 		all()
 	})
@@ -302,6 +301,3 @@ func TestKubernetesAPIServerComesAndGoes(t *testing.T) {
 	})
 	load.End()
 }
-
-var _ = mobula.StateReady
-var _ metav1.DeleteOptions

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -75,9 +76,16 @@ func modelObject(name, spec string) string {
 	return fmt.Sprintf("---\napiVersion: mobula.dev/v1alpha1\nkind: Model\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
 }
 
-// startControl starts a control plane; it leads when it is its turn.
+// startControl starts a control plane; it leads when it is its turn. It is the process of a pod that only the API server knows.
 func (w *world) startControl(name string) {
 	w.t.Helper()
+	if w.cluster.Pod("default", name) == nil {
+		w.cluster.Add(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Spec:       corev1.PodSpec{NodeName: w.cluster.Objects("nodes", "", "")[0].GetName(), Containers: []corev1.Container{{Name: "control", Image: "mobula:test"}}},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+		})
+	}
 	w.Start(name, []string{"POD_NAME=" + name}, "control", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default",
 		"--fleet", "default", "--listen", "127.0.0.1:0", "--control-secret", controlSecret, "--state-secret", stateSecret,
 		"--lease", controlLease, "--image", "mobula:test")

@@ -130,14 +130,16 @@ func (c *Cluster) script(t *testing.T, args ...string) string {
 
 func script() string { return filepath.Join("cluster", "cluster.sh") }
 
-// environment is that of commands which speak to the cluster: its programs, its kubeconfig, no proxy, nobody's settings.
+// environment is that of commands which speak to the cluster: its programs, its kubeconfig, no proxy, and caches that go
+// with it, for the next cluster has the same address.
 func (c *Cluster) environment() []string {
+	cache := filepath.Join(state, "cache")
 	return append(os.Environ(),
 		"MOBULA_KUBE_DIR="+c.dir,
 		"PATH="+filepath.Join(c.dir, "bin")+":"+os.Getenv("PATH"),
-		"KUBECONFIG="+c.Kubeconfig(),
+		"KUBECONFIG="+c.Kubeconfig(), "KUBECACHEDIR="+cache,
+		"HELM_CACHE_HOME="+cache, "HELM_CONFIG_HOME="+cache, "HELM_DATA_HOME="+cache,
 		"NO_PROXY=*", "no_proxy=*",
-		"HELM_CACHE_HOME="+filepath.Join(c.logs, "helm"), "HELM_CONFIG_HOME="+filepath.Join(c.logs, "helm"), "HELM_DATA_HOME="+filepath.Join(c.logs, "helm"),
 	)
 }
 

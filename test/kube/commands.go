@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -144,7 +145,10 @@ func Get(ctx context.Context, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // and no proxy
+	dial := func(_ context.Context, network, addr string) (net.Conn, error) { // net/http's context would outlive the call
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}} // and no proxy
 	resp, err := client.Do(req)
 	if err != nil {
 		return "", err

@@ -46,18 +46,23 @@ func (c *Cluster) sliceOf(at key, service *object) {
 		endpoints = []any{}
 	}
 	content := tree{"addressType": "IPv4", "endpoints": endpoints, "ports": ports}
+	named := tree{"kubernetes.io/service-name": at.name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}
+	for name, value := range service.labels { // the controller copies them
+		named[name] = value
+	}
 	have := kept.objects[where]
 	if have == nil {
 		content["metadata"] = tree{
 			"name": where.name, "namespace": where.namespace, "ownerReferences": ownedBy(c.store.core("", "v1", "services"), service),
-			"labels": tree{"kubernetes.io/service-name": at.name, "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
+			"labels": named,
 		}
 		c.add(kept, content)
 		return
 	}
 	next := have.draft()
 	maps.Copy(next, content)
-	if !same(generational(have.tree), generational(next)) {
+	sub(next, "metadata")["labels"] = named
+	if !same(generational(have.tree), generational(next)) || !same(sub(have.tree, "metadata", "labels"), named) {
 		c.store.put(kept, next)
 	}
 }

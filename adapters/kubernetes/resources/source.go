@@ -334,7 +334,8 @@ func (s *Source) Owner(model string) *metav1.OwnerReference {
 	if !ok {
 		return nil
 	}
-	return metav1.NewControllerRef(u, Models().GroupVersion().WithKind(KindModel))
+	// It does not block the object's deletion: to ask for that takes the right to set finalizers of Models.
+	return &metav1.OwnerReference{APIVersion: u.GetAPIVersion(), Kind: KindModel, Name: u.GetName(), UID: u.GetUID(), Controller: new(true)}
 }
 
 // goodOf gives the specs that a fleet file was composed of.

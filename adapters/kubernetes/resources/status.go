@@ -89,11 +89,12 @@ func (s *Source) writeStatuses(ctx context.Context) {
 func (s *Source) writeRound(ctx context.Context) bool {
 	s.mu.Lock()
 	status, composed, refused, upToDate := s.status, s.composed, s.refused, s.taken == s.state.Version
+	why := s.state.Why
 	s.mu.Unlock()
 	if status == nil {
 		return true
 	}
-	judge := judge{status: status, bad: composed.Bad, refused: refused, upToDate: upToDate}
+	judge := judge{status: status, bad: composed.Bad, refused: refused, upToDate: upToDate, why: why}
 	o := s.objects()
 	good := true
 	if o.Fleet != nil {
@@ -156,7 +157,8 @@ type judge struct {
 	status   *Status
 	bad      map[string]string
 	refused  string
-	upToDate bool // what was composed last has been applied
+	upToDate bool   // what was composed last has been applied
+	why      string // nothing can be applied
 }
 
 // base has what the statuses of all objects have: the generation that counts, and whether it is accepted.
@@ -175,7 +177,7 @@ func (j *judge) base(o *unstructured.Unstructured) (status map[string]any, accep
 		accepted = condition(ConditionAccepted, true, "Applied", "", generation)
 		status["observedGeneration"] = generation
 	default: // soon
-		accepted = condition(ConditionAccepted, false, "Pending", "the control plane has not applied it yet", generation)
+		accepted = condition(ConditionAccepted, false, "Pending", cmp.Or(j.why, "the control plane has not applied it yet"), generation)
 		if before > 0 {
 			status["observedGeneration"] = before
 		}

@@ -3,7 +3,7 @@
 # Usage: node.sh up | start NAME | kill NAME
 set -euo pipefail
 bin=$MOBULA_KUBE_DIR/bin pki=$run/pki etc=$run/etc
-export PATH=$bin:$PATH KUBECONFIG=$pki/admin.kubeconfig
+export PATH=$bin:$PATH KUBECONFIG=$pki/admin.kubeconfig KUBECACHEDIR=$run/cache NO_PROXY=* no_proxy=*
 
 die() {
 	printf '%s\n' "node: $*" >&2
@@ -111,6 +111,9 @@ network() {
 	ip addr add "$node_ip/24" dev eth0
 	ip link set eth0 up
 	ip route add default via "$host_ip"
+	# What comes for a Service that kube-proxy doesn't know yet is refused at once, instead of going back and forth.
+	ip rule add iif eth0 to "$services" lookup 100
+	ip route add unreachable "$services" table 100
 	sysctl -qw net.ipv4.ip_forward=1 || echo 1 >/proc/sys/net/ipv4/ip_forward
 	echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || true
 	hostname node0

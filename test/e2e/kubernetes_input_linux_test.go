@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
+	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
+	"github.com/mobula-serve/mobula/kube"
+)
+
+func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
+	t.Parallel()
+	w := newObjectFleet(t, fleetObject+chatObject(2, "}"), kubetest.Node{Name: "n1"})
+	w.awaitServing("chat", 2)
+	w.awaitAnswers(chatModel)
+	load := w.Traffic(chatModel, 2, true)
+	before := w.pods(chatModel)
+
+	// What can never be is refused: the object says so, nothing is made of it.
+	refused := func(t *testing.T, name, spec string, texts ...string) {
+		t.Helper()
+		w.apply(modelObject(name, spec))
+		w.Await("it is refused", func() bool {
+			return w.is(resources.KindModel, name, resources.ConditionAccepted, "False", "Invalid", texts...)
+		})
+		require.Contains(t, w.Log("control-a"), texts[0])
+		require.Empty(t, w.pods(name))
+		load.More(10)
+		w.remove(resources.KindModel, name)
+	}
+	t.Run("no such field of a pod", func(t *testing.T) {
+		refused(t, "overlay", "replicas: 1, engine: {kind: sim}, kubernetes: {pod: {spec: {tolerationz: []}}}", "kubernetes.pod.spec.tolerationz: no such field", "did you mean tolerations?")
+	})
+	t.Run("no such field of a model", func(t *testing.T) {
+		refused(t, "field", "replicas: 1, engine: {kind: sim}, replikas: 3", "replikas")
+	})
+	t.Run("GPUs that can't be shared", func(t *testing.T) {
+		refused(t, "shares", "replicas: 1, resources: {hosts: 2, gpus: 3}", "spec.resources.gpus: want a multiple of hosts (2), got 3")
+	})
+	t.Run("no quantity", func(t *testing.T) {
+		refused(t, "quantity", "replicas: 1, engine: {kind: sim}, kubernetes: {memory: lots}", "kubernetes.memory: want a quantity such as 512Mi or 16Gi, got")
+	})
+	t.Run("no KubeRay", func(t *testing.T) {
+		refused(t, "ray", "replicas: 1, resources: {gpus: 1}, kubernetes: {workload: RayCluster}", "kubernetes.workload: want platform kuberay for a RayCluster")
+	})
+	t.Run("a second Model of one name", func(t *testing.T) {
+		refused(t, "twin", "name: "+chatModel+", engine: {kind: sim}", chatModel)
+	})
+	t.Run("what was right before stays", func(t *testing.T) {
+		w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":{"cpu":"many"}}}`)
+		w.Await("it is refused", func() bool {
+			return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Invalid", `kubernetes.cpu: want a quantity`, "what it was before stays")
+		})
+		load.More(10)
+		w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":null}}`)
+		w.awaitServing("chat", 2)
+	})
+
+	// What could be, but not here or now, is tried, and told of.
+	t.Run("no room", func(t *testing.T) {
+		w.apply(modelObject("large", "replicas: 1, resources: {gpus: 4}"))
+		const why = "Insufficient nvidia.com/gpu"
+		w.Await("why it waits", func() bool {
+			return w.is(resources.KindModel, "large", resources.ConditionReady, "False", "ReplicasMissing", why) &&
+				w.is(resources.KindModel, "large", resources.ConditionAccepted, "True", "Applied")
+		})
+		require.Contains(t, w.Run("describe", "model", "large"), why)
+		require.Contains(t, w.Run("get", "replicas", "-o", "wide"), why)
+		w.remove(resources.KindModel, "large")
+	})
+	t.Run("an engine that ends at once", func(t *testing.T) {
+		w.apply(modelObject("loop", "replicas: 1, engine: {kind: sim, args: [--no-such-flag]}"))
+		const why = "no-such-flag"
+		w.Await("it has failed", func() bool {
+			return w.is(resources.KindModel, "loop", resources.ConditionReady, "False", "ReplicasMissing", "it crashed", why)
+		})
+		w.Await("so says describe", func() bool { return strings.Contains(w.Run("describe", "model", "loop"), why) })
+		require.Contains(t, w.Run("logs", w.pods("loop")[0]), why)
+		w.Await("events of the Model", func() bool { return strings.Contains(w.events("Model", "loop"), why) })
+		w.Await("the log", func() bool { return strings.Contains(w.Log("control-a"), why) })
+		w.remove(resources.KindModel, "loop")
+	})
+	t.Run("a pod with our labels that is not ours", func(t *testing.T) {
+		ours := w.cluster.Pod("default", before[0])
+		stranger := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "stranger", Labels: ours.Labels},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "engine", Image: "other:v1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8000}}}}},
+		}
+		stranger.Labels = map[string]string{}
+		for key, value := range ours.Labels {
+			if key != kube.Group+"/record" && key != "pod-template-hash" {
+				stranger.Labels[key] = value
+			}
+		}
+		_, err := w.cluster.Client().CoreV1().Pods("default").Create(t.Context(), stranger, metav1.CreateOptions{})
+		require.NoError(t, err)
+		w.Await("it is told of", func() bool { return strings.Contains(w.Run("get", "replicas", "-o", "wide"), "nothing asks for it any more") })
+		load.More(20)
+		require.NotNil(t, w.cluster.Pod("default", "stranger"), "it is not ours to delete")
+		w.remove("Pod", "stranger")
+	})
+	load.More(20)
+	load.End()
+	w.awaitServing("chat", 2)
+	require.Equal(t, before, w.pods(chatModel), "no engine was started again")
+}
+
+func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	all := map[string]string{"fleets": resources.KindFleet, "models": resources.KindModel, "loras": resources.KindLoRA}
+	for _, gvr := range []string{"fleets", "models", "loras"} {
+		w.cluster.Unregister(resources.Fleets().GroupVersion().WithResource(gvr))
+	}
+	w.startControl("control-a")
+	w.leads("control-a")
+	router := runCLI(t, nil, "router", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default", "--control-secret", controlSecret, "--listen", "127.0.0.1:0")
+	both := func(text string) {
+		t.Helper()
+		w.Await("both say: "+text, func() bool {
+			return strings.Contains(router.stderr.String(), text) && strings.Contains(w.Log("control-a"), text)
+		})
+	}
+	both("the cluster has no fleets.mobula.dev: install the custom resources")
+
+	w.cluster.Deny("list", "models")
+	w.cluster.Deny("watch", "models") // which lists too
+	for resource, kind := range all {
+		w.cluster.Register(resources.Fleets().GroupVersion().WithResource(resource), kind, true, "status", "scale")
+	}
+	both("models of namespace default may not be read: bind the chart's Role to this service account")
+	w.cluster.Allow("list", "models")
+	w.cluster.Allow("watch", "models")
+	both("there is no Fleet object")
+
+	w.apply(chatObject(1, "}"))
+	w.Await("the Model says that there is no Fleet", func() bool {
+		return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Pending", `no Fleet object "default"`)
+	})
+	w.cluster.Deny("create", "deployments")
+	w.apply(fleetObject)
+	const missing = "missing rights in namespace default: create deployments.apps"
+	w.Await("what is not allowed", func() bool {
+		return w.is(resources.KindFleet, "default", resources.ConditionAccepted, "False", "Refused", missing) && strings.Contains(w.Log("control-a"), missing)
+	})
+	w.cluster.Allow("create", "deployments")
+	w.awaitServing("chat", 1)
+	router.stdout.await(t, "listening on ")
+	w.URL = strings.TrimSpace(strings.TrimPrefix(router.stdout.String(), "listening on "))
+	w.awaitAnswers(chatModel)
+}
