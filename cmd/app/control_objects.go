@@ -47,6 +47,9 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 	}
 	defer probes.close()
 	if err := markLeader(ctx, c, false); err != nil { // what a former life of this pod has left
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 	who := o.objects.identity()
@@ -124,7 +127,8 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 // labelLeader is on the pod of the control plane that leads: its Service selects it.
 const labelLeader = kube.Group + "/leader"
 
-// markLeader labels the pod that this process runs in, or takes the label away. Outside of a pod there is nothing to label.
+// markLeader labels the pod that this process runs in, or takes the label away, as soon as the API server can be asked. Outside of a
+// pod there is nothing to label.
 func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error {
 	pod := os.Getenv("POD_NAME")
 	if pod == "" {
@@ -135,11 +139,18 @@ func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error
 		value = `"true"`
 	}
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, labelLeader, value)
-	_, err := c.Client.CoreV1().Pods(c.Namespace).Patch(ctx, pod, types.MergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: kube.FieldManager})
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("label the pod %s that leads: %w", pod, kubernetes.Explain(err))
+	for {
+		_, err := c.Client.CoreV1().Pods(c.Namespace).Patch(ctx, pod, types.MergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: kube.FieldManager})
+		switch err = kubernetes.Explain(err); {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, adapters.ErrUnavailable):
+			return fmt.Errorf("label the pod %s that leads: %w", pod, err)
+		}
+		pause(ctx, followPause)
 	}
-	return nil
 }
 
 // Where a store has who the control plane is.

@@ -40,6 +40,7 @@ func TestAnUpgradeKeepsWhatAnAutoscalerHasSet(t *testing.T) {
 		{"an autoscaler", "{name: a/B, replicas: 1}", "{subresource: scale, manager: kube-controller-manager, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "3"},
 		{"KEDA", "{name: a/B, replicas: 1}", "{subresource: scale, manager: keda, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "3"},
 		{"a person", "{name: a/B, replicas: 1}", "{subresource: scale, manager: kubectl, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "1"},
+		{"a person, and the values stay", "{name: a/B, replicas: 2}", "{subresource: scale, manager: kubectl, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "3"},
 		{"Helm", "{name: a/B, replicas: 1}", "{manager: helm, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "1"},
 		{"the control plane's status", "{name: a/B, replicas: 1}", "{subresource: status, manager: mobula, fieldsV1: {'f:status': {}}}", "1"},
 		{"a range now", "{name: a/B, replicas: 0-4}", "{subresource: scale, manager: keda, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "null"},
@@ -47,7 +48,7 @@ func TestAnUpgradeKeepsWhatAnAutoscalerHasSet(t *testing.T) {
 		{"another model", "{name: c, replicas: 1}", "{subresource: scale, manager: keda, fieldsV1: {'f:spec': {'f:replicas': {}}}}", "1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			there := model(t, "{metadata: {name: a-b, namespace: "+namespace+", managedFields: ["+c.there+"]}, spec: {replicas: 3}}")
+			there := model(t, "{metadata: {name: a-b, namespace: "+namespace+", annotations: {mobula.dev/replicas: '2'}, managedFields: ["+c.there+"]}, spec: {replicas: 3}}")
 			out, err := renderAs(t, "mobula", "models: ["+c.values+"]", there)
 			require.NoError(t, err)
 			for key, object := range out.Objects {

@@ -94,21 +94,15 @@ func TestLifeOfAKubernetesFleet(t *testing.T) {
 			return len(w.cluster.Objects("deployments", "default", "")) == 1 && len(w.cluster.Pods("default", kube.LabelManagedBy)) == 3
 		})
 	})
-	step("a revision whose image can't be pulled is taken back", func(t *testing.T) {
+	step("a revision that ends at once is taken back", func(t *testing.T) {
 		t.Helper()
 		before := revision()
-		w.cluster.ImagePullFails("registry.example/none:v1")
-		w.apply(chatObject(3, ", env: {A: b}, startTimeout: 3s}, kubernetes: {image: 'registry.example/none:v1'}"))
-		w.Await("the message is in the Model", func() bool {
-			return strings.Contains(w.object(resources.KindModel, "chat").Get("status.conditions").String(), "registry.example/none:v1")
-		})
+		w.apply(strings.Replace(chatObject(3, ", env: {A: b}}"), "--itl, 2ms", "--no-such-flag", 1))
 		w.Await("it is taken back", func() bool { return w.phase(chatModel) == control.RolloutRolledBack })
 		w.awaitServing("chat", 3)
 		require.Equal(t, before, w.Ready(chatModel)[0].Revision)
-		require.Contains(t, w.object(resources.KindModel, "chat").Get("status.message").String(), "registry.example/none:v1")
-		require.Contains(t, w.Run("describe", "model", chatModel), "registry.example/none:v1")
-		w.Await("events of the Model", func() bool { return strings.Contains(w.events("Model", "chat"), "registry.example/none:v1") })
-		w.apply(chatObject(3, ", env: {A: b}}, kubernetes: {image: null}"))
+		require.Contains(t, w.object(resources.KindModel, "chat").Get("status.message").String(), "no-such-flag")
+		w.apply(chatObject(3, ", env: {A: b}}"))
 		w.Await("complete", func() bool { return w.phase(chatModel) == control.RolloutComplete })
 	})
 	step("a pod is deleted", func(t *testing.T) {
@@ -123,6 +117,17 @@ func TestLifeOfAKubernetesFleet(t *testing.T) {
 		gone := w.pods(chatModel)[0]
 		w.Run("drain", gone)
 		w.Await("another replica in its place", func() bool { return !slices.Contains(w.pods(chatModel), gone) && len(w.Ready(chatModel)) == 3 })
+	})
+	step("a node is drained, and is taken back", func(*testing.T) {
+		w.Run("drain", "host/n1")
+		w.Await("all replicas are elsewhere", func() bool {
+			all := w.Replicas()
+			return len(all) == 3 && len(w.Ready(chatModel)) == 3 && !slices.ContainsFunc(all, func(r control.ReplicaStatus) bool { return r.Hosts[0] == "n1" })
+		})
+		w.Await("the node is cordoned", func() bool { return w.cordoned("n1") })
+		w.Run("drain", "host/n1", "--off")
+		w.Await("it is not any more", func() bool { return !w.cordoned("n1") })
+		w.awaitServing("chat", 3)
 	})
 	load.End()
 
@@ -139,18 +144,46 @@ func TestLifeOfAKubernetesFleet(t *testing.T) {
 	})
 	t.Run("a node is lost and comes back", func(t *testing.T) {
 		w.cluster.AddNode(kubetest.Node{Name: "n3", GPUs: 8})
-		w.kubelet.loseNode(t, "n1")
+		lost := w.Ready(chatModel)[0].Hosts[0]
+		w.kubelet.loseNode(t, lost)
 		w.Await("replicas elsewhere", func() bool {
 			ready := w.Ready(chatModel)
-			return len(ready) == 3 && !slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.Hosts[0] == "n1" })
+			return len(ready) == 3 && !slices.ContainsFunc(ready, func(r control.ReplicaStatus) bool { return r.Hosts[0] == lost })
 		})
 		plain.More(20)
-		w.kubelet.returnNode("n1")
+		w.kubelet.returnNode(lost)
 		w.awaitServing("chat", 3)
 		require.Len(t, w.Processes("sim"), 3, "nothing runs twice")
 	})
 	plain.More(20)
 	plain.End()
+}
+
+func TestKubernetesRevisionWithoutItsImageIsTakenBack(t *testing.T) {
+	t.Parallel()
+	w := newObjectFleet(t, fleetObject+chatObject(2, "}"))
+	w.awaitServing("chat", 2)
+	w.awaitAnswers(chatModel)
+	load := w.Traffic(chatModel, 2, true)
+	load.More(20)
+	before := w.Ready(chatModel)[0].Revision
+	const image = "registry.example/none:v1"
+	w.cluster.ImagePullFails(image)
+	w.apply(chatObject(2, ", startTimeout: 3s}, kubernetes: {image: '"+image+"'}"))
+	w.Await("the Model says what it waits for", func() bool {
+		return strings.Contains(w.object(resources.KindModel, "chat").Get("status.conditions").String(), image)
+	})
+	w.Await("it is taken back", func() bool { return w.phase(chatModel) == control.RolloutRolledBack })
+	w.awaitServing("chat", 2)
+	require.Equal(t, before, w.Ready(chatModel)[0].Revision)
+	require.Contains(t, w.object(resources.KindModel, "chat").Get("status.message").String(), image)
+	require.Contains(t, w.Run("describe", "model", chatModel), image)
+	w.Await("events of the Model", func() bool { return strings.Contains(w.events("Model", "chat"), image) })
+	w.cluster.ImagePullWorks(image)
+	w.apply(chatObject(2, ", startTimeout: 4s}, kubernetes: {image: '"+image+"'}"))
+	w.Await("another try", func() bool { return w.phase(chatModel) == control.RolloutComplete && w.Ready(chatModel)[0].Revision != before })
+	load.More(20)
+	load.End()
 }
 
 func TestKubernetesModelGoesToZeroAndBack(t *testing.T) {
@@ -221,9 +254,13 @@ func TestKubernetesControlPlaneIsReplaced(t *testing.T) {
 	w := newObjectFleet(t, fleetObject+chatObject(2, "}"))
 	w.awaitServing("chat", 2)
 	w.awaitAnswers(chatModel)
-	held := w.pods(chatModel)[0]
+	first := w.Ready(chatModel)[0].Revision
+	w.apply(chatObject(2, ", env: {A: b}}"))
+	w.Await("another revision", func() bool { return w.phase(chatModel) == control.RolloutComplete && w.Status(chatModel).Revision != first })
+	w.Run("rollback", chatModel, "--wait")
 	w.Run("scale", chatModel, "3")
 	w.awaitServing("chat", 3)
+	held := w.pods(chatModel)[0]
 	token := gjson.GetBytes(w.access(), "token").String()
 	w.startControl("control-b")
 	load := w.Traffic(chatModel, 4, false)
@@ -241,6 +278,7 @@ func TestKubernetesControlPlaneIsReplaced(t *testing.T) {
 	w.awaitServing("chat", 3)
 	require.Equal(t, token, gjson.GetBytes(w.access(), "token").String(), "it is the same control plane to everybody")
 	require.True(t, w.Status(chatModel).Scaled, "what mobula scale has set survives")
+	require.Equal(t, first, w.Status(chatModel).Revision, "so does what mobula rollback has")
 	require.Equal(t, before, w.pods(chatModel), "no engine was started again")
 	w.Await("the router reports to it", func() bool { return w.object(resources.KindFleet, "default").Get("status.routers").Int() == 1 })
 

@@ -237,6 +237,17 @@ func (w *world) phase(model string) control.Phase {
 	return w.Status(model).Rollout
 }
 
+// cordoned tells whether a node takes no new pods.
+func (w *world) cordoned(node string) bool {
+	for _, n := range w.cluster.Objects("nodes", "", "") {
+		if n.GetName() == node {
+			off, _, _ := unstructured.NestedBool(n.Object, "spec", "unschedulable")
+			return off
+		}
+	}
+	return false
+}
+
 // events are those of an object, as kubectl describe shows them: reason and message.
 func (w *world) events(kind, name string) string {
 	var b strings.Builder

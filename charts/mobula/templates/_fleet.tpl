@@ -58,16 +58,18 @@ redis://{{ include "mobula.fullname" . }}-redis.{{ .Release.Namespace }}.svc:637
 {{- end }}
 
 {{/*
-The replicas that an autoscaler (HorizontalPodAutoscaler, KEDA) has set by the scale subresource of the Model there is, so that an upgrade
-doesn't take them back; empty when none has. What kubectl scale has set is no autoscaler's. At an install there may be no such kind yet.
+The replicas that an autoscaler (HorizontalPodAutoscaler, KEDA) or kubectl scale has set by the scale subresource of the Model there is, so
+that an upgrade doesn't take them back; empty when none has. What a person has set holds for as long as the values' replicas stay what they were.
+At an install there may be no such kind yet.
 */}}
 {{- define "mobula.scaled" -}}
 {{- if .root.Release.IsUpgrade -}}
 {{- $there := lookup "mobula.dev/v1alpha1" "Model" .root.Release.Namespace (include "mobula.slug" .model.name) | default dict -}}
 {{- if and (mustRegexMatch "^[0-9]+$" (toString .model.replicas)) (hasKey ($there.spec | default dict) "replicas") -}}
 {{- $scaled := false -}}
+{{- $same := eq (dig "metadata" "annotations" "mobula.dev/replicas" "" $there) (toString .model.replicas) -}}
 {{- range dig "metadata" "managedFields" list $there -}}
-{{- if and (eq (dig "subresource" "" .) "scale") (not (hasPrefix "kubectl" .manager)) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") }}{{ $scaled = true }}{{ end -}}
+{{- if and (eq (dig "subresource" "" .) "scale") (or $same (not (hasPrefix "kubectl" .manager))) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") }}{{ $scaled = true }}{{ end -}}
 {{- end -}}
 {{- if $scaled }}{{ int $there.spec.replicas }}{{ end -}}
 {{- end -}}
