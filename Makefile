@@ -25,8 +25,9 @@ run: build ## Build and start `mobula up`; ARGS='--port 9000' adds arguments
 
 test: ## Vet, and run all tests with the race detector
 	$(GO) vet ./...
-	$(GO) vet -tags real ./test/...
+	$(GO) vet -tags real,kube ./test/...
 	$(GO) test -race -timeout 30m ./...
+	cd test/chart && $(GO) vet ./... && $(GO) test ./...
 
 test-real: ## Run the tests against real vLLM on the CPU and a real Ray cluster; the first time sets them up (7 GB)
 	dir=$$(test/real/setup.sh) && MOBULA_REAL_DIR=$$dir $(GO) test -tags real -count=1 -timeout 60m -v ./test/real/... ./test/netns/...
@@ -73,7 +74,7 @@ check: lint generate test ## All that a change must pass: lint, tests, rooms' ar
 	@git diff --exit-code --stat -- docs || { echo "generated files were out of date: commit them"; exit 1; }
 
 clean: ## Remove what was built
-	rm -rf bin
+	rm -rf bin dist
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '%-12s %s\n' "$$t" "$$d"; done

@@ -111,7 +111,7 @@ func (s *keeper) next(was *record, d adapters.Deployment) (*record, error) {
 		if w == nil || next.Kind == kube.KindRayCluster && s.link.platform.KubeRay == nil {
 			return nil, impossibleError{fmt.Errorf("models[%s].kubernetes.workload: this platform has no %s", d.Model.Name, next.Kind)}
 		}
-		if _, err := w.Objects(e, newID(d.Key), d.Replicas); err != nil {
+		if _, err := w.Objects(e, newID(d.Key), 1); err != nil {
 			return nil, impossibleError{err}
 		}
 	}

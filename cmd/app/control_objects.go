@@ -46,18 +46,15 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 		return err
 	}
 	defer probes.close()
-	if err := markLeader(ctx, c, false); err != nil { // what a former life of this pod has left
-		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
 	who := o.objects.identity()
 	_, _ = fmt.Fprintf(a.stdout, "control plane of the fleet %s in namespace %s: %s stands for the lease %s\n", o.objects.fleet, c.Namespace, who, o.lease)
-	err = leader.Lead(ctx, leader.Options{Client: c.Client, Namespace: c.Namespace, Lease: o.lease, Identity: who, Logger: logger}, func(ctx context.Context) error {
-		probes.leads.Store(true)
-		return a.leadObjects(ctx, o, c, probes, logger)
-	})
+	err = markLeader(ctx, c, logger, false) // what a former life of this pod has left
+	if err == nil {
+		err = leader.Lead(ctx, leader.Options{Client: c.Client, Namespace: c.Namespace, Lease: o.lease, Identity: who, Logger: logger}, func(ctx context.Context) error {
+			probes.leads.Store(true)
+			return a.leadObjects(ctx, o, c, probes, logger)
+		})
+	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
 	}
@@ -120,7 +117,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	g.Go(func() error { return p.applyObjects(ctx, objects) })
 	g.Go(func() error { return p.showObjects(ctx, objects) })
 	g.Go(func() error { return p.tellObjects(ctx, events) })
-	g.Go(func() error { return markLeader(ctx, c, true) })
+	g.Go(func() error { return markLeader(ctx, c, logger, true) })
 	return g.Wait()
 }
 
@@ -129,7 +126,7 @@ const labelLeader = kube.Group + "/leader"
 
 // markLeader labels the pod that this process runs in, or takes the label away, as soon as the API server can be asked. Outside of a
 // pod there is nothing to label.
-func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error {
+func markLeader(ctx context.Context, c *kubernetes.Connection, logger *slog.Logger, leads bool) error {
 	pod := os.Getenv("POD_NAME")
 	if pod == "" {
 		return nil
@@ -139,7 +136,7 @@ func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error
 		value = `"true"`
 	}
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%s}}}`, labelLeader, value)
-	for {
+	for said := false; ; said = true {
 		_, err := c.Client.CoreV1().Pods(c.Namespace).Patch(ctx, pod, types.MergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: kube.FieldManager})
 		switch err = kubernetes.Explain(err); {
 		case err == nil:
@@ -148,6 +145,8 @@ func markLeader(ctx context.Context, c *kubernetes.Connection, leads bool) error
 			return ctx.Err()
 		case !errors.Is(err, adapters.ErrUnavailable):
 			return fmt.Errorf("label the pod %s that leads: %w", pod, err)
+		case !said:
+			logger.WarnContext(ctx, "waiting for the API server", "err", err)
 		}
 		pause(ctx, followPause)
 	}
@@ -331,4 +330,3 @@ func (p *plane) tellObjects(ctx context.Context, events *resources.Events) error
 		}
 	}
 }
-

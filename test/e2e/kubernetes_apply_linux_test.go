@@ -18,11 +18,7 @@ import (
 
 // fileOf is a fleet file on Kubernetes; platform is more of that section, models are in flow style.
 func fileOf(platform string, models ...string) string {
-	file := "apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {" + platform + "}}\nmodels:\n"
-	for _, m := range models {
-		file += "  - {" + m + "}\n"
-	}
-	return file
+	return "apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {" + platform + "}}\nmodels:\n  - {" + strings.Join(models, "}\n  - {") + "}\n"
 }
 
 // left are the objects of the engines, and of the fleet, that are there.
@@ -143,9 +139,9 @@ func TestRouterFindsKubernetesPodsOfOthers(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{
 				Name: "vllm", Image: "theirs:v1", Command: []string{ownCommand},
-				Args:  []string{"sim", "--model", chatModel, "--host", "0.0.0.0", "--port", "8000", "--itl", "2ms", "--drain-timeout", "30s"},
+				Args:      []string{"sim", "--model", chatModel, "--host", "0.0.0.0", "--port", "8000", "--itl", "2ms", "--drain-timeout", "30s"},
 				Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 1}}},
-				Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8000}},
+				Ports:     []corev1.ContainerPort{{Name: "http", ContainerPort: 8000}},
 			}}},
 		}, metav1.CreateOptions{})
 		require.NoError(t, err)

@@ -99,7 +99,9 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 		}
 		_, err := w.cluster.Client().CoreV1().Pods("default").Create(t.Context(), stranger, metav1.CreateOptions{})
 		require.NoError(t, err)
-		w.Await("it is told of", func() bool { return strings.Contains(w.Run("get", "replicas", "-o", "wide"), "nothing asks for it any more") })
+		w.Await("it is told of", func() bool {
+			return strings.Contains(w.Run("get", "replicas", "-o", "wide"), "nothing asks for it any more")
+		})
 		load.More(20)
 		require.NotNil(t, w.cluster.Pod("default", "stranger"), "it is not ours to delete")
 		w.remove("Pod", "stranger")

@@ -181,7 +181,9 @@ func TestKubernetesRevisionWithoutItsImageIsTakenBack(t *testing.T) {
 	w.Await("events of the Model", func() bool { return strings.Contains(w.events("Model", "chat"), image) })
 	w.cluster.ImagePullWorks(image)
 	w.apply(chatObject(2, ", startTimeout: 4s}, kubernetes: {image: '"+image+"'}"))
-	w.Await("another try", func() bool { return w.phase(chatModel) == control.RolloutComplete && w.Ready(chatModel)[0].Revision != before })
+	w.Await("another try", func() bool {
+		return w.phase(chatModel) == control.RolloutComplete && w.Ready(chatModel)[0].Revision != before
+	})
 	load.More(20)
 	load.End()
 }
@@ -256,7 +258,9 @@ func TestKubernetesControlPlaneIsReplaced(t *testing.T) {
 	w.awaitAnswers(chatModel)
 	first := w.Ready(chatModel)[0].Revision
 	w.apply(chatObject(2, ", env: {A: b}}"))
-	w.Await("another revision", func() bool { return w.phase(chatModel) == control.RolloutComplete && w.Status(chatModel).Revision != first })
+	w.Await("another revision", func() bool {
+		return w.phase(chatModel) == control.RolloutComplete && w.Status(chatModel).Revision != first
+	})
 	w.Run("rollback", chatModel, "--wait")
 	w.Run("scale", chatModel, "3")
 	w.awaitServing("chat", 3)
@@ -282,6 +286,8 @@ func TestKubernetesControlPlaneIsReplaced(t *testing.T) {
 	require.Equal(t, before, w.pods(chatModel), "no engine was started again")
 	w.Await("the router reports to it", func() bool { return w.object(resources.KindFleet, "default").Get("status.routers").Int() == 1 })
 
+	w.Await("its Service finds it", func() bool { return w.cluster.Pod("default", "control-b").Labels[kube.Group+"/leader"] == "true" })
+
 	w.startControl("control-a")
 	w.Stop("control-b") // in order: the lease is given up at once
 	w.leads("control-a")
@@ -304,7 +310,7 @@ func TestKubernetesAPIServerComesAndGoes(t *testing.T) {
 		}
 	}
 	all()
-	t.Run("away", func(t *testing.T) {
+	t.Run("away", func(*testing.T) {
 		w.cluster.Down(true)
 		w.ends("control-a", "no longer the leader")
 		w.startControl("control-a") // as the kubelet would
@@ -327,7 +333,7 @@ func TestKubernetesAPIServerComesAndGoes(t *testing.T) {
 		w.awaitServing("chat", 3)
 		all()
 	})
-	t.Run("watches are dropped, and history is forgotten", func(t *testing.T) {
+	t.Run("watches are dropped, and history is forgotten", func(*testing.T) {
 		for range 3 {
 			w.cluster.Compact()
 			w.cluster.DropWatches()

@@ -28,6 +28,8 @@ func TestKubernetes(t *testing.T) {
 	t.Run("fake nodes have GPUs", c.testFakeNodes)
 	t.Run("a RayCluster gets ready", c.testRayCluster)
 	t.Run("helm installs and removes", c.testHelm)
+	t.Run("the chart serves", c.testServing)
+	t.Run("KubeRay holds engines", c.testKubeRay)
 	t.Run("pods outlive the API server", c.testAPIServerKilled)
 }
 

@@ -1,0 +1,348 @@
+//go:build linux && kube
+
+package kube
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// chart and values are what README's section "Kubernetes" installs.
+const (
+	chart  = "../../charts/mobula"
+	values = "../../examples/kubernetes/values-sim.yaml"
+	model  = "mobula-sim"
+)
+
+// release is an installation of the chart.
+type release struct {
+	*Cluster
+	namespace string
+	router    string // URL of its Service
+}
+
+func (c *Cluster) install(t *testing.T, args ...string) *release {
+	t.Helper()
+	r := &release{Cluster: c, namespace: c.Namespace(t)}
+	r.helm(t, "install", args...)
+	t.Cleanup(func() { // owners first, while somebody listens
+		if _, err := c.run(context.WithoutCancel(t.Context()), "", "helm", "uninstall", "mobula", "--namespace", r.namespace, "--ignore-not-found"); err != nil {
+			t.Errorf("uninstall: %v", err)
+		}
+	})
+	r.router = "http://" + c.Address(t, r.namespace, "mobula-router")
+	return r
+}
+
+func (r *release) helm(t *testing.T, verb string, args ...string) string {
+	t.Helper()
+	repository, tag, _ := strings.Cut(Image, ":")
+	return r.Helm(t, append([]string{
+		verb, "mobula", chart, "--namespace", r.namespace, "--values", values, "--wait", "--timeout", deadline.String(),
+		"--set", "image.repository=" + repository, "--set", "image.tag=" + tag,
+	}, args...)...)
+}
+
+func (r *release) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	return r.Kubectl(t, append([]string{"--namespace", r.namespace}, args...)...)
+}
+
+// field reads one of an object's by a JSON path.
+func (r *release) field(ctx context.Context, object, path string) (string, error) {
+	return r.TryKubectl(ctx, "--namespace", r.namespace, "get", object, "--output", "jsonpath={"+path+"}")
+}
+
+// awaitField waits until a field is so.
+func (r *release) awaitField(t *testing.T, object, path, want string) {
+	t.Helper()
+	r.Await(t, object+" has "+path+" "+want, func(ctx context.Context) error {
+		got, err := r.field(ctx, object, path)
+		if err == nil && got != want {
+			err = fmt.Errorf("it is %q", got)
+		}
+		return err
+	})
+}
+
+// ready waits until a model has so many replicas, all of them ready.
+func (r *release) ready(t *testing.T, replicas int) {
+	t.Helper()
+	r.awaitField(t, "model/"+model, ".status.ready", fmt.Sprintf("%d/%d", replicas, replicas))
+	r.Await(t, "as many pods", func(ctx context.Context) error {
+		pods, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name")
+		if err == nil && len(strings.Fields(pods)) != replicas {
+			err = fmt.Errorf("there are %s", pods)
+		}
+		return err
+	})
+}
+
+// chat asks once; an answer that is not whole is an error.
+func chat(ctx context.Context, client *http.Client, url, model string, stream bool) error {
+	body, err := json.Marshal(map[string]any{
+		"model": model, "stream": stream, "max_tokens": 40, "messages": []any{map[string]any{"role": "user", "content": "Hello!"}},
+	})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	switch text := string(answer); {
+	case err != nil:
+		return fmt.Errorf("after %d bytes: %w", len(answer), err)
+	case resp.StatusCode != http.StatusOK, stream && (!strings.HasSuffix(strings.TrimSpace(text), "data: [DONE]") || strings.Contains(text, `"error"`)),
+		!stream && !strings.Contains(text, `"finish_reason"`):
+		return fmt.Errorf("%s: %s", resp.Status, text[max(0, len(text)-500):])
+	}
+	return nil
+}
+
+// answered asks until there is an answer.
+func (r *release) answered(t *testing.T, model string) {
+	t.Helper()
+	r.Await(t, model+" answers", func(ctx context.Context) error {
+		return chat(ctx, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, r.router, model, false)
+	})
+}
+
+// load asks again and again from several sides, half of them for streams if there may be some.
+type load struct {
+	t    *testing.T
+	stop context.CancelFunc
+	done sync.WaitGroup
+	good atomic.Int64
+	mu   sync.Mutex
+	bad  []string
+}
+
+func (r *release) load(t *testing.T, streams bool) *load {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	l := &load{t: t, stop: stop}
+	for i := range 4 {
+		l.done.Go(func() {
+			transport := &http.Transport{}
+			defer transport.CloseIdleConnections()
+			for ctx.Err() == nil {
+				err := chat(context.WithoutCancel(ctx), &http.Client{Transport: transport, Timeout: deadline}, r.router, model, streams && i%2 == 0)
+				if err == nil {
+					l.good.Add(1)
+					continue
+				}
+				l.mu.Lock()
+				l.bad = append(l.bad, time.Now().Format(time.TimeOnly)+" "+err.Error())
+				l.mu.Unlock()
+			}
+		})
+	}
+	t.Cleanup(func() {
+		stop()
+		l.done.Wait()
+	})
+	return l
+}
+
+// more waits for further answers.
+func (l *load) more(n int64) {
+	l.t.Helper()
+	until := l.good.Load() + n
+	for end := time.Now().Add(deadline); l.good.Load() < until; time.Sleep(50 * time.Millisecond) {
+		require.True(l.t, time.Now().Before(end), "the load stands still")
+	}
+}
+
+// end stops asking: nothing may have failed.
+func (l *load) end() {
+	l.t.Helper()
+	l.stop()
+	l.done.Wait()
+	require.Empty(l.t, l.bad)
+	require.Positive(l.t, l.good.Load())
+	l.t.Logf("%d answers", l.good.Load())
+}
+
+func (c *Cluster) testServing(t *testing.T) {
+	r := c.install(t)
+	r.answered(t, model)
+	r.ready(t, 2)
+	t.Run("what people look at", func(t *testing.T) {
+		require.Regexp(t, `(?m)^mobula-sim +mobula-sim +2/2 +Complete`, r.kubectl(t, "get", "models"))
+		require.Regexp(t, `(?m)^default +1 +1/1 +Ready`, r.kubectl(t, "get", "fleets"))
+		require.Contains(t, r.kubectl(t, "describe", "model", model), "RolloutComplete")
+		require.Contains(t, r.Helm(t, "test", "mobula", "--namespace", r.namespace, "--timeout", deadline.String()), "Succeeded")
+		models, err := Get(t.Context(), "http://"+c.PortForward(t, r.namespace, "svc/mobula-router", 80)+"/v1/models")
+		require.NoError(t, err)
+		require.Contains(t, models, model)
+	})
+	step := func(name string, streams bool, do func(t *testing.T, l *load)) {
+		require.True(t, t.Run(name, func(t *testing.T) {
+			l := r.load(t, streams)
+			l.more(20)
+			do(t, l)
+			l.more(40)
+			l.end()
+		}))
+	}
+	step("scaled up and down", true, func(t *testing.T, _ *load) {
+		r.kubectl(t, "scale", "model/"+model, "--replicas", "3")
+		r.ready(t, 3)
+		r.kubectl(t, "scale", "model/"+model, "--replicas", "2")
+		r.ready(t, 2)
+	})
+	step("an upgrade keeps the scale, and replaces router and control plane", true, func(t *testing.T, _ *load) {
+		before := r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "jsonpath={.items[*].metadata.uid}")
+		r.kubectl(t, "scale", "model/"+model, "--replicas", "3")
+		r.ready(t, 3)
+		notes := r.helm(t, "upgrade", "--set-string", "router.pod.metadata.annotations.again=1", "--set-string", "control.pod.metadata.annotations.again=1")
+		require.Contains(t, notes, "keeps 3 replicas")
+		for _, component := range []string{"router", "control"} {
+			r.kubectl(t, "rollout", "status", "deployment/mobula-"+component, "--timeout", deadline.String())
+		}
+		r.kubectl(t, "scale", "model/"+model, "--replicas", "2")
+		r.ready(t, 2)
+		for uid := range strings.FieldsSeq(before) {
+			require.Contains(t, r.kubectl(t, "get", "pods", "--output", "jsonpath={.items[*].metadata.uid}"), uid, "no engine was restarted")
+		}
+	})
+	step("a pod is deleted", true, func(t *testing.T, l *load) {
+		pod, _, _ := strings.Cut(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name"), "\n")
+		r.kubectl(t, "delete", pod)
+		l.more(20)
+		r.ready(t, 2)
+	})
+	step("a pod is killed", false, func(t *testing.T, l *load) {
+		pod, _, _ := strings.Cut(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name"), "\n")
+		r.kubectl(t, "delete", pod, "--grace-period", "0", "--force")
+		l.more(20)
+		r.ready(t, 2)
+	})
+	step("rolled", true, func(t *testing.T, _ *load) {
+		was, err := r.field(t.Context(), "model/"+model, ".status.revision")
+		require.NoError(t, err)
+		r.helm(t, "upgrade", "--set", "models[0].name="+model, "--set", "models[0].replicas=2", "--set", "models[0].engine.kind=sim", "--set", "models[0].engine.env.A=b")
+		r.awaitField(t, "model/"+model, ".status.conditions[?(@.type==\"Accepted\")].status", "True")
+		r.ready(t, 2)
+		now, err := r.field(t.Context(), "model/"+model, ".status.revision")
+		require.NoError(t, err)
+		require.NotEqual(t, was, now)
+	})
+	t.Run("a LoRA comes and goes", func(t *testing.T) {
+		r.Apply(t, r.namespace, "apiVersion: mobula.dev/v1alpha1\nkind: LoRA\nmetadata: {name: tuned}\nspec: {model: "+model+", source: /tuned}\n")
+		r.awaitField(t, "lora/tuned", ".status.ready", "2/2")
+		r.answered(t, "tuned")
+		r.kubectl(t, "delete", "lora/tuned")
+	})
+	t.Run("the control plane is away", func(t *testing.T) {
+		r.kubectl(t, "scale", "deployment/mobula-control", "--replicas", "0")
+		r.kubectl(t, "wait", "--for=delete", "pod", "--selector", "app.kubernetes.io/component=control", "--timeout", deadline.String())
+		l := r.load(t, false)
+		pod, _, _ := strings.Cut(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name"), "\n")
+		r.kubectl(t, "delete", pod, "--wait=false") // its Deployment makes another, and routers find it by themselves
+		l.more(100)
+		l.end()
+		r.kubectl(t, "scale", "deployment/mobula-control", "--replicas", "1")
+		r.ready(t, 2)
+	})
+	t.Run("to zero and back", func(t *testing.T) {
+		r.kubectl(t, "patch", "model", model, "--type", "merge", "--patch", `{"spec":{"replicas":null,"range":{"min":0,"max":2},"scaling":{"zeroAfter":"2s","downAfter":"1s","heldFor":"5m"}}}`)
+		r.awaitField(t, "model/"+model, ".status.ready", "0/0")
+		require.NoError(t, chat(t.Context(), &http.Client{Timeout: deadline, Transport: &http.Transport{DisableKeepAlives: true}}, r.router, model, false), "it waits for an engine")
+	})
+	t.Run("what is wrong is said, and disturbs nobody", func(t *testing.T) {
+		r.Apply(t, r.namespace, `
+apiVersion: mobula.dev/v1alpha1
+kind: Model
+metadata: {name: pulled}
+spec: {replicas: 1, engine: {kind: sim}, kubernetes: {image: "localhost/none:1", pullPolicy: Never}}
+---
+apiVersion: mobula.dev/v1alpha1
+kind: Model
+metadata: {name: crashing}
+spec: {replicas: 1, engine: {kind: sim, args: [--no-such-flag]}}
+---
+apiVersion: mobula.dev/v1alpha1
+kind: Model
+metadata: {name: gpus}
+spec: {replicas: 1, resources: {gpus: 8}}
+---
+apiVersion: mobula.dev/v1alpha1
+kind: Model
+metadata: {name: misspelt}
+spec: {replicas: 1, engine: {kind: sim}, kubernetes: {pod: {spec: {tolerationz: []}}}}
+`)
+		for name, want := range map[string]string{
+			"pulled": "localhost/none:1", "crashing": "no-such-flag", "gpus": "nvidia.com/gpu", "misspelt": "tolerationz",
+		} {
+			r.Await(t, "model "+name+" says "+want, func(ctx context.Context) error {
+				said, err := r.TryKubectl(ctx, "--namespace", r.namespace, "describe", "model", name)
+				if err == nil && !strings.Contains(said[strings.Index(said, "Status:")+1:], want) {
+					err = fmt.Errorf("it says %s", said)
+				}
+				return err
+			})
+		}
+		_, err := c.run(t.Context(), "apiVersion: mobula.dev/v1alpha1\nkind: Model\nmetadata: {name: both}\nspec: {replicas: 1, range: {min: 0, max: 2}}", "kubectl", "apply", "--namespace", r.namespace, "--filename", "-")
+		require.ErrorContains(t, err, "replicas")
+		r.kubectl(t, "delete", "models", "pulled", "crashing", "gpus", "misspelt")
+		r.answered(t, model)
+	})
+	t.Run("nothing is left", func(t *testing.T) {
+		r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
+		r.Await(t, "nothing is left", func(ctx context.Context) error {
+			left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "all,configmaps,secrets,leases,serviceaccounts,roles,rolebindings,poddisruptionbudgets,fleets,models,loras", "--output", "name")
+			left = strings.NewReplacer("configmap/kube-root-ca.crt\n", "", "serviceaccount/default\n", "").Replace(left)
+			if err == nil && left != "" {
+				err = fmt.Errorf("there are %s", left)
+			}
+			return err
+		})
+	})
+}
+
+// testKubeRay has RayClusters on nodes that kwok makes up: the operator is real, and no engine runs.
+func (c *Cluster) testKubeRay(t *testing.T) {
+	c.FakeNodes(t, 2, 8)
+	c.KubeRay(t)
+	r := c.install(t, "--values", filepath.Join("testdata", "values-kuberay.yaml"))
+	const big = "model/big"
+	r.Await(t, "the RayCluster is ready", func(ctx context.Context) error {
+		state, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "rayclusters", "--output", "jsonpath={.items[*].status.state}")
+		if err == nil && state != "ready" {
+			err = fmt.Errorf("it is %q", state)
+		}
+		return err
+	})
+	require.Equal(t, "16", r.kubectl(t, "get", "rayclusters", "--output", "jsonpath={.items[*].status.desiredGPU}"))
+	r.awaitField(t, big, ".status.ready", "1/1")
+	require.Len(t, strings.Fields(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name")), 1, "workers are no endpoints")
+	r.kubectl(t, "scale", big, "--replicas", "0")
+	r.Await(t, "the RayCluster is gone", func(ctx context.Context) error {
+		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "rayclusters", "--output", "name")
+		if err == nil && left != "" {
+			err = fmt.Errorf("there is %s", left)
+		}
+		return err
+	})
+}
