@@ -354,8 +354,13 @@ func (p *pace) rest(now time.Time) time.Duration {
 func (s *keeper) situation(group string, p *pace) *situation {
 	in := &situation{
 		now: s.now(), records: s.of(group), shape: s.shape, render: s.render, budget: s.budget,
-		workload: func(kind string) kube.Workload { return s.workloads[kind] },
-		held:     func(id ident) bool { return p.held(id, s.now()) },
+		workload: func(kind string) kube.Workload {
+			if kind == kube.KindRayCluster && s.link.platform.KubeRay == nil {
+				return nil // its objects are not watched
+			}
+			return s.workloads[kind]
+		},
+		held: func(id ident) bool { return p.held(id, s.now()) },
 	}
 	for _, o := range s.pods.of(group) {
 		in.pods = append(in.pods, o.(*corev1.Pod)) //nolint:forcetypeassert // the watch is of pods

@@ -51,7 +51,7 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 	t.Run("a second Model of one name", func(t *testing.T) {
 		refused(t, "twin", "name: "+chatModel+", engine: {kind: sim}", chatModel)
 	})
-	t.Run("what was right before stays", func(t *testing.T) {
+	t.Run("what was right before stays", func(*testing.T) {
 		w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":{"cpu":"many"}}}`)
 		w.Await("it is refused", func() bool {
 			return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Invalid", `kubernetes.cpu: want a quantity`, "what it was before stays")

@@ -30,6 +30,7 @@ func TestKubernetes(t *testing.T) {
 	t.Run("helm installs and removes", c.testHelm)
 	t.Run("the chart serves", c.testServing)
 	t.Run("KubeRay holds engines", c.testKubeRay)
+	t.Run("README", c.testReadme)
 	t.Run("pods outlive the API server", c.testAPIServerKilled)
 }
 

@@ -174,7 +174,9 @@ func TestStatusesAreWritten(t *testing.T) {
 	require.Equal(t, int64(1), chat["observedGeneration"])
 	w.eventually("the bad one is told", func() bool { return is(w.status(Models(), "bad"), ConditionAccepted) == "False Invalid" })
 	require.Equal(t, "Invalid", w.status(Models(), "bad")["phase"])
-	w.eventually("the others", func() bool { return w.status(Fleets(), "default")["ready"] == "0/1" && w.status(LoRAs(), "l")["ready"] == "1/2" })
+	w.eventually("the others", func() bool {
+		return w.status(Fleets(), "default")["ready"] == "0/1" && w.status(LoRAs(), "l")["ready"] == "1/2"
+	})
 
 	w.ResetCalls()
 	w.Report(w.Source.status) // the same again
