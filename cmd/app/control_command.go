@@ -83,7 +83,7 @@ a Secret there; of several such control planes one leads and the others stand by
   mobula token --config /var/lib/mobula/control/client.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.objects.check(cmd, "state-secret", "lease", "image", "health-listen"); err != nil {
+			if err := o.objects.check(cmd, "state-secret", "lease", "health-listen"); err != nil {
 				return err
 			}
 			if !o.objects.on {
@@ -105,7 +105,7 @@ a Secret there; of several such control planes one leads and the others stand by
 	f.StringVar(&o.state, "state-secret", "mobula-state", "with --kubernetes: Secret for what has to survive a restart")
 	f.StringVar(&o.lease, "lease", "mobula-control", "with --kubernetes: Lease by which one of several control planes leads")
 	f.StringVar(&o.health, "health-listen", "", "with --kubernetes: address for /health and /ready without TLS, also while another control plane leads, host:port")
-	f.StringVar(&o.image, "image", os.Getenv("MOBULA_IMAGE"), "with --kubernetes: image of this program, for simulated engines ($MOBULA_IMAGE)")
+	f.StringVar(&o.image, "image", os.Getenv("MOBULA_IMAGE"), "on Kubernetes: image of this program, for simulated engines ($MOBULA_IMAGE)")
 	logFlags(cmd, &o.log)
 	yamlFiles(cmd, "file")
 	return cmd

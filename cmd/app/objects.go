@@ -26,10 +26,10 @@ import (
 
 // objectFlags say which fleet of a Kubernetes cluster is meant: one that is there as Fleet and Model objects.
 type objectFlags struct {
-	on                               bool
-	namespace, fleet                 string
-	kubeconfig, context              string
-	controlSecret, stateSecret, name string
+	on                  bool
+	namespace, fleet    string
+	kubeconfig, context string
+	controlSecret       string
 }
 
 // flags adds those that a router and a control plane have in common.

@@ -83,6 +83,9 @@ func newPlane(o planeOptions) (*plane, error) {
 		if want.KubeRay == nil {
 			return nil
 		}
+		if want.KubeRay.Shared != (mobula.KubeRayShared{}) {
+			return errors.New("platform.kuberay.shared: engines in a RayCluster of others are not there yet: leave it out, or use platform.ray with the address of its dashboard")
+		}
 		return kuberay.Check(ctx, c.Client.Discovery())
 	}
 	if p.pods, err = kubernetes.New(o.Kubernetes); err != nil {

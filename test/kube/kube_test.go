@@ -31,6 +31,7 @@ func TestKubernetes(t *testing.T) {
 	t.Run("the chart serves", c.testServing)
 	t.Run("KubeRay holds engines", c.testKubeRay)
 	t.Run("README", c.testReadme)
+	t.Run("times", c.testTimes)
 	t.Run("pods outlive the API server", c.testAPIServerKilled)
 }
 

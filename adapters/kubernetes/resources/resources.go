@@ -29,10 +29,14 @@ const (
 	ConditionProgressing = "Progressing"
 )
 
-// Fleets, Models and LoRAs are the custom resources.
+// Fleets is the resource of Fleet objects.
 func Fleets() schema.GroupVersionResource { return resource("fleets") }
-func Models() schema.GroupVersionResource { return resource("models") } //nolint:revive // see above
-func LoRAs() schema.GroupVersionResource  { return resource("loras") }  //nolint:revive // see above
+
+// Models is the resource of Model objects.
+func Models() schema.GroupVersionResource { return resource("models") }
+
+// LoRAs is the resource of LoRA objects.
+func LoRAs() schema.GroupVersionResource { return resource("loras") }
 
 func resource(name string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: kube.Group, Version: Version, Resource: name}

@@ -76,8 +76,7 @@ func New(o Options) (*Source, error) {
 		if err := informer.SetTransform(slim); err != nil {
 			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
 		}
-		if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
-			cache.DefaultWatchErrorHandler(ctx, r, err)
+		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
 			s.unwatched(gvr.Resource, err)
 		}); err != nil {
 			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)

@@ -94,7 +94,7 @@ func (s *Source) writeRound(ctx context.Context) bool {
 	if status == nil {
 		return true
 	}
-	judge := judge{status: status, bad: composed.Bad, refused: refused, upToDate: upToDate, why: why}
+	judge := judge{status: status, bad: composed.Bad, good: composed.Good, refused: refused, upToDate: upToDate, why: why}
 	o := s.objects()
 	good := true
 	if o.Fleet != nil {
@@ -156,6 +156,7 @@ func carry(before any, now []any) []any {
 type judge struct {
 	status   *Status
 	bad      map[string]string
+	good     Good // what is in use
 	refused  string
 	upToDate bool   // what was composed last has been applied
 	why      string // nothing can be applied
@@ -168,7 +169,10 @@ func (j *judge) base(o *unstructured.Unstructured) (status map[string]any, accep
 	before, _, _ := unstructured.NestedInt64(o.Object, "status", "observedGeneration")
 	switch bad := j.bad[goodKey(o)]; {
 	case bad != "":
-		accepted = condition(ConditionAccepted, false, "Invalid", bad+" (what it was before stays)", generation)
+		if j.good[goodKey(o)] != nil {
+			bad += " (what it was before stays)"
+		}
+		accepted = condition(ConditionAccepted, false, "Invalid", bad, generation)
 		status["observedGeneration"] = generation
 	case j.refused != "":
 		accepted = condition(ConditionAccepted, false, "Refused", j.refused+" (what it was before stays)", generation)
