@@ -44,7 +44,7 @@ type planeOptions struct {
 	// Backend is what the admin API speaks to. Default: the control plane itself.
 	Backend func(*control.Control) api.Backend
 	Logger  *slog.Logger
-	Version   string
+	Version string
 }
 
 // plane is one running control plane: its rooms, wired.

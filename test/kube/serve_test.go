@@ -206,12 +206,14 @@ func (c *Cluster) testServing(t *testing.T) {
 		}))
 	}
 	step("scaled up and down", true, func(t *testing.T, _ *load) {
+		t.Helper()
 		r.kubectl(t, "scale", "model/"+model, "--replicas", "3")
 		r.ready(t, 3)
 		r.kubectl(t, "scale", "model/"+model, "--replicas", "2")
 		r.ready(t, 2)
 	})
 	step("an upgrade keeps the scale, and replaces router and control plane", true, func(t *testing.T, _ *load) {
+		t.Helper()
 		before := r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "jsonpath={.items[*].metadata.uid}")
 		r.kubectl(t, "scale", "model/"+model, "--replicas", "3")
 		r.ready(t, 3)
@@ -227,18 +229,21 @@ func (c *Cluster) testServing(t *testing.T) {
 		}
 	})
 	step("a pod is deleted", true, func(t *testing.T, l *load) {
+		t.Helper()
 		pod, _, _ := strings.Cut(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name"), "\n")
 		r.kubectl(t, "delete", pod)
 		l.more(20)
 		r.ready(t, 2)
 	})
 	step("a pod is killed", false, func(t *testing.T, l *load) {
+		t.Helper()
 		pod, _, _ := strings.Cut(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name"), "\n")
 		r.kubectl(t, "delete", pod, "--grace-period", "0", "--force")
 		l.more(20)
 		r.ready(t, 2)
 	})
 	step("rolled", true, func(t *testing.T, _ *load) {
+		t.Helper()
 		was, err := r.field(t.Context(), "model/"+model, ".status.revision")
 		require.NoError(t, err)
 		r.helm(t, "upgrade", "--set", "models[0].name="+model, "--set", "models[0].replicas=2", "--set", "models[0].engine.kind=sim", "--set", "models[0].engine.env.A=b")
