@@ -48,61 +48,61 @@ type KubeRayShared struct {
 // SecretKey is one value of a Kubernetes Secret in the namespace of the pods.
 type SecretKey struct {
 	// Name of the Secret.
-	Name string `yaml:"name"`
+	Name string `yaml:"name" json:",omitzero"`
 	// Key in it. Default: the usual one for what it is.
-	Key string `yaml:"key"`
+	Key string `yaml:"key" json:",omitzero"`
 }
 
 // KubernetesPods says how an engine's pods are made. Quantities are as Kubernetes writes them: 500m, 16Gi.
 type KubernetesPods struct {
 	// What holds an engine: a Deployment is one for all replicas of a revision; a StatefulSet is for one replica, with a pod for each of its hosts; a RayCluster is for one replica, on platform kuberay only. One of Deployment, StatefulSet or RayCluster. Default: Deployment; StatefulSet, or on KubeRay RayCluster, for engines of several hosts; RayCluster for those with --distributed-executor-backend ray.
-	Workload string `yaml:"workload"`
+	Workload string `yaml:"workload" json:",omitzero"`
 	// Image with the engine. Default: vllm/vllm-openai of the version that this Mobula is tested with; for simulated engines the control plane's own.
-	Image string `yaml:"image"`
+	Image string `yaml:"image" json:",omitzero"`
 	// When the image is pulled. One of Always, IfNotPresent or Never. Default: IfNotPresent.
-	PullPolicy string `yaml:"pullPolicy"`
+	PullPolicy string `yaml:"pullPolicy" json:",omitzero"`
 	// Secrets to pull images with.
-	PullSecrets []string `yaml:"pullSecrets"`
+	PullSecrets []string `yaml:"pullSecrets" json:",omitzero"`
 	// CPUs that each pod asks for. Default: 100m for simulated engines, else 2.
-	CPU string `yaml:"cpu" takes:"numbers"`
+	CPU string `yaml:"cpu" json:",omitzero" takes:"numbers"`
 	// CPUs that each pod may use at most. Default: no bound.
-	CPULimit string `yaml:"cpuLimit" takes:"numbers"`
+	CPULimit string `yaml:"cpuLimit" json:",omitzero" takes:"numbers"`
 	// Memory that each pod asks for. Default: 64Mi for simulated engines, else 8Gi.
-	Memory string `yaml:"memory" takes:"numbers"`
+	Memory string `yaml:"memory" json:",omitzero" takes:"numbers"`
 	// Memory that each pod may use at most. Default: no bound.
-	MemoryLimit string `yaml:"memoryLimit" takes:"numbers"`
+	MemoryLimit string `yaml:"memoryLimit" json:",omitzero" takes:"numbers"`
 	// What a GPU is called: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-3g.40gb. Default: nvidia.com/gpu.
-	GPUResource string `yaml:"gpuResource"`
+	GPUResource string `yaml:"gpuResource" json:",omitzero"`
 	// RuntimeClass of the pods, such as nvidia. Default: the cluster's.
-	RuntimeClass string `yaml:"runtimeClass"`
+	RuntimeClass string `yaml:"runtimeClass" json:",omitzero"`
 	// PriorityClass of the pods. Default: the cluster's.
-	PriorityClass string `yaml:"priorityClass"`
+	PriorityClass string `yaml:"priorityClass" json:",omitzero"`
 	// ServiceAccount of the pods; they get no token of it unless pod says so. Default: the namespace's.
-	ServiceAccount string `yaml:"serviceAccount"`
+	ServiceAccount string `yaml:"serviceAccount" json:",omitzero"`
 	// Memory for /dev/shm, which processes of one engine talk through. Default: 8GiB for an engine of several GPUs, else the runtime's 64MiB.
-	SharedMemory Size `yaml:"sharedMemory"`
+	SharedMemory Size `yaml:"sharedMemory" json:",omitzero"`
 	// Secret with the token of the Hugging Face hub. Its key is token unless given.
-	HuggingFaceToken SecretKey `yaml:"huggingFaceToken"`
+	HuggingFaceToken SecretKey `yaml:"huggingFaceToken" json:",omitzero"`
 	// Where weights and caches are kept: /data in the engine.
-	Data KubernetesData `yaml:"data"`
+	Data KubernetesData `yaml:"data" json:",omitzero"`
 	// Pods of a model that a voluntary disruption (node drain) may take at once: a number or a percentage. Default: 1.
-	MaxUnavailable string `yaml:"maxUnavailable" takes:"numbers"`
+	MaxUnavailable string `yaml:"maxUnavailable" json:",omitzero" takes:"numbers"`
 	// Part of a pod template (metadata and spec, as Kubernetes has it) that is merged into the engines' pods as kubectl patch would: the engine's container is called engine. For affinity, tolerations, topologySpreadConstraints, securityContext, initContainers, sidecars, volumes, envFrom and all else.
-	Pod map[string]any `yaml:"pod"`
+	Pod map[string]any `yaml:"pod" json:",omitzero"`
 }
 
 // KubernetesData is the volume of an engine at /data. At most one of claim, size and hostPath is set; with none it is an emptyDir.
 type KubernetesData struct {
 	// A PersistentVolumeClaim that is there.
-	Claim string `yaml:"claim"`
+	Claim string `yaml:"claim" json:",omitzero"`
 	// Size of a PersistentVolumeClaim that is made for the model, shared by its engines and never deleted. An emptyDir has no bound.
-	Size Size `yaml:"size"`
+	Size Size `yaml:"size" json:",omitzero"`
 	// StorageClass of that claim. Default: the cluster's.
-	StorageClass string `yaml:"storageClass"`
+	StorageClass string `yaml:"storageClass" json:",omitzero"`
 	// How that claim is mounted. One of ReadWriteOnce, ReadWriteMany, ReadOnlyMany or ReadWriteOncePod. Default: ReadWriteMany for a model of several pods, else ReadWriteOnce.
-	AccessMode string `yaml:"accessMode"`
+	AccessMode string `yaml:"accessMode" json:",omitzero"`
 	// A folder of the nodes, made if it is not there.
-	HostPath string `yaml:"hostPath"`
+	HostPath string `yaml:"hostPath" json:",omitzero"`
 }
 
 // KubernetesDiscover finds engines that others run, by labels.

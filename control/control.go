@@ -246,6 +246,14 @@ func (c *Control) note(e Event) {
 	c.log.Info("event", "object", e.Object, "reason", e.Reason, "message", e.Message, "warning", e.Warning)
 }
 
+// Tell notes something that has happened outside of the control plane: its Object, Reason, Message and Warning.
+func (c *Control) Tell(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.note(e)
+	c.wakeUp()
+}
+
 func (c *Control) notef(object, reason string, warning bool, format string, args ...any) {
 	c.note(Event{Object: object, Reason: reason, Warning: warning, Message: fmt.Sprintf(format, args...)})
 }

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func engine() kube.Engine {
 	return kube.Engine{
 		Fleet: "main", Revision: "0123456789", KubeRay: &mobula.KubeRay{},
-		Model: mobula.Model{Name: "chat", Resources: mobula.Resources{Hosts: 2}, Engine: mobula.Engine{Args: []string{"-pp", "2"}}},
+		Model: mobula.Model{Name: "chat", Resources: mobula.Resources{Hosts: 2}, Engine: mobula.Engine{Args: []string{"-pp", "2"}}, Kubernetes: mobula.KubernetesPods{Image: "ray"}},
 	}
 }
 

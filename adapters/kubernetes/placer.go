@@ -188,6 +188,7 @@ func (s *keeper) create(ctx context.Context, r *record) error {
 	tries := 0
 	for base := range bases(r.Key) {
 		r.Base = base
+		r.Print = kube.Hash([]any{base, r.engine()})
 		r.owner = s.options.Owner(r.Key.Model)
 		m, err := r.configMap(s.link.Namespace)
 		if err != nil {

@@ -507,7 +507,12 @@ func (p *planner) shared() error {
 }
 
 // fingerprint is the hash of what a record's objects are made from.
-func fingerprint(r *record) string { return kube.Hash([]any{r.Base, r.engine()}) }
+func fingerprint(r *record) string {
+	if r.Print != "" {
+		return r.Print
+	}
+	return kube.Hash([]any{r.Base, r.engine()})
+}
 
 func asMap(o metav1.OwnerReference) map[string]any {
 	m := map[string]any{"apiVersion": o.APIVersion, "kind": o.Kind, "name": o.Name, "uid": string(o.UID)}

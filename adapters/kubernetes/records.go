@@ -47,6 +47,8 @@ type record struct {
 	Made     *mobula.Model   `json:"made,omitempty"` // if it differs from Model
 	KubeRay  *mobula.KubeRay `json:"kubeRay,omitempty"`
 	OwnImage string          `json:"ownImage,omitempty"`
+	// Print names what its objects are made from, for their annotation. It is kept, since another version of Mobula may find another name for the same.
+	Print string `json:"print,omitempty"`
 	// Names are the IDs of its replicas, oldest first, if each has objects of its own.
 	Names []string `json:"names,omitempty"`
 	// Victims are replicas that were taken away, until nothing of them is left.

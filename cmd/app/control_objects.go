@@ -97,7 +97,10 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	if err != nil && !errors.Is(err, control.ErrNotFound) { // nothing has been applied before
 		return err
 	}
-	if objects, err = o.objects.source(c, previous, logger); err != nil {
+	wrong := func(e resources.Event) {
+		p.control.Tell(control.Event{Warning: e.Warning, Object: e.Object, Reason: e.Reason, Message: e.Message})
+	}
+	if objects, err = o.objects.source(c, previous, wrong, logger); err != nil {
 		return err
 	}
 	backend.objects = objects

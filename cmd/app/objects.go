@@ -71,8 +71,8 @@ func (o *objectFlags) connect(logger *slog.Logger) (*kubernetes.Connection, erro
 	)
 }
 
-func (o *objectFlags) source(c *kubernetes.Connection, previous []byte, logger *slog.Logger) (*resources.Source, error) {
-	return resources.New(resources.Options{Client: c.Dynamic, Namespace: c.Namespace, Fleet: o.fleet, Previous: previous, Logger: logger})
+func (o *objectFlags) source(c *kubernetes.Connection, previous []byte, wrong func(resources.Event), logger *slog.Logger) (*resources.Source, error) {
+	return resources.New(resources.Options{Client: c.Dynamic, Namespace: c.Namespace, Fleet: o.fleet, Previous: previous, Wrong: wrong, Logger: logger})
 }
 
 // objectLink is what a router needs of a fleet of objects: its settings, and whom to report to.
@@ -170,7 +170,7 @@ func (a *app) followObjects(ctx context.Context, o objectFlags, r *routerOptions
 	if err != nil {
 		return nil, err
 	}
-	objects, err := o.source(c, nil, logger)
+	objects, err := o.source(c, nil, nil, logger)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type Options struct {
 	Previous []byte
 	// Logger is told of objects that are wrong. Required.
 	Logger *slog.Logger
+	// Wrong, if not nil, is told of each object that has become wrong. It does not wait.
+	Wrong func(Event)
 }
 
 // State is the fleet that the objects make, at one moment.
@@ -224,6 +227,9 @@ func (s *Source) compose(ctx context.Context) {
 	for key, what := range s.composed.Bad {
 		if before.Bad[key] != what {
 			s.o.Logger.WarnContext(ctx, "an object is wrong, what it was before stays", "object", key, "err", what)
+			if s.o.Wrong != nil {
+				s.o.Wrong(Event{Warning: true, Object: s.about(key), Reason: "Invalid", Message: what})
+			}
 		}
 	}
 	next := State{Version: s.state.Version + 1, File: s.composed.File}
@@ -286,6 +292,18 @@ func (s *Source) Taken() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.taken
+}
+
+// about is what events call an object. s.mu is held.
+func (s *Source) about(key string) string {
+	kind, name, _ := strings.Cut(key, "/")
+	switch kind {
+	case KindFleet:
+		return "fleet"
+	case KindModel:
+		return "model/" + s.composed.Names[key]
+	}
+	return strings.ToLower(kind) + "/" + name
 }
 
 // Next gives the state, as soon as its Version is another one than after. When ctx ends it gives what there is.

@@ -25,20 +25,27 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type world struct {
 	*kubetest.Cluster
 	*Source
-	t *testing.T
+	t     *testing.T
+	wrong chan Event // the first of them
 }
 
 func newWorld(t *testing.T, previous []byte) *world {
 	t.Helper()
 	c := kubetest.New(kubetest.Options{})
 	t.Cleanup(c.Close)
-	w := &world{Cluster: c, t: t}
+	w := &world{Cluster: c, t: t, wrong: make(chan Event, 100)}
 	w.Source = w.start(previous)
 	return w
 }
 
 func (w *world) start(previous []byte) *Source {
-	s, err := New(Options{Client: w.Dynamic(), Namespace: "n", Fleet: DefaultFleet, Previous: previous, Logger: slog.New(slog.DiscardHandler)})
+	tell := func(e Event) {
+		select {
+		case w.wrong <- e:
+		default:
+		}
+	}
+	s, err := New(Options{Client: w.Dynamic(), Namespace: "n", Fleet: DefaultFleet, Previous: previous, Wrong: tell, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan struct{})
@@ -174,6 +181,9 @@ func TestStatusesAreWritten(t *testing.T) {
 	require.Equal(t, int64(1), chat["observedGeneration"])
 	w.eventually("the bad one is told", func() bool { return is(w.status(Models(), "bad"), ConditionAccepted) == "False Invalid" })
 	require.Equal(t, "Invalid", w.status(Models(), "bad")["phase"])
+	e := <-w.wrong
+	require.Equal(t, "model/bad", e.Object)
+	require.Contains(t, e.Message, "simm")
 	w.eventually("the others", func() bool {
 		return w.status(Fleets(), "default")["ready"] == "0/1" && w.status(LoRAs(), "l")["ready"] == "1/2"
 	})
