@@ -119,7 +119,7 @@ func TestKubernetesWithoutObjects(t *testing.T) {
 	w.Run("scale", chatModel, "3")
 	w.AwaitReady(chatModel, 3)
 	require.NoError(t, os.WriteFile(file, []byte(fileOf(platform, strings.Replace(model, "2ms]", "1ms]", 1))), 0o600))
-	before := w.Ready(chatModel)[0].Revision
+	before := w.oneReady(chatModel).Revision
 	w.Await("another revision", func() bool {
 		ready := w.Ready(chatModel)
 		return len(ready) > 0 && len(w.Replicas()) == len(ready) && ready[0].Revision != before

@@ -212,6 +212,19 @@ func (w *world) awaitServing(model string, n int) {
 	})
 }
 
+// oneReady gives a replica that is ready. One that answers late on a busy machine is not for a moment.
+func (w *world) oneReady(model string) (one control.ReplicaStatus) {
+	w.t.Helper()
+	w.Await("a replica of "+model+" is ready", func() bool {
+		ready := w.Ready(model)
+		if len(ready) > 0 {
+			one = ready[0]
+		}
+		return len(ready) > 0
+	})
+	return one
+}
+
 // awaitAnswers waits until the router answers for a model.
 func (w *world) awaitAnswers(model string) {
 	w.t.Helper()
