@@ -34,6 +34,8 @@ type Cluster struct {
 	keeper *exec.Cmd
 	hold   io.Closer // the keeper's input: while it is open, the cluster is up
 	ended  bool
+	// operated tells that KubeRay's operator runs.
+	operated bool
 }
 
 // Start brings a cluster up; it ends with the test, and also when the test's process is killed. It fails the test where
@@ -72,7 +74,7 @@ func (c *Cluster) start(t *testing.T) {
 	out, err := keeper.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, keeper.Start())
-	c.keeper, c.hold, c.ended = keeper, hold, false
+	c.keeper, c.hold, c.ended, c.operated = keeper, hold, false, false
 	line, _ := bufio.NewReader(out).ReadString('\n')
 	if line != "ready\n" {
 		c.Stop(t)

@@ -71,7 +71,11 @@ status:
 // KubeRay brings KubeRay's resources and its operator into the cluster, for all tests to come.
 func (c *Cluster) KubeRay(t *testing.T) {
 	t.Helper()
+	if c.operated {
+		return
+	}
 	c.Kubectl(t, "apply", "--server-side", "--filename", filepath.Join(c.dir, "crds", "kuberay"))
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/rayclusters.ray.io", "--timeout", deadline.String())
 	c.StartPart(t, "operator")
+	c.operated = true
 }

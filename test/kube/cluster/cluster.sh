@@ -94,7 +94,8 @@ up() {
 alive() { kill -0 $node 2>/dev/null || die "the node has ended; the end of its log:"$'\n'"$(tail -n 20 $run/logs/node.log)"; }
 
 down() {
-	pkill -KILL -P $node || true # the first process of the namespaces, and so all of them
+	# Its child is the first process of the namespaces: all of them end with it.
+	kill -KILL $(cat /proc/$node/task/$node/children 2>/dev/null) 2>/dev/null || true
 	wait $node 2>/dev/null || true
 	if [ -n "${MOBULA_KUBE_LOGS:-}" ]; then
 		mkdir -p "$MOBULA_KUBE_LOGS"
