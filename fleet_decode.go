@@ -409,16 +409,22 @@ func fieldIndex(t reflect.Type, key string) int {
 
 // suggest names the field that was probably meant, else all of them.
 func suggest(key string, names []string) string {
-	best, distance := "", max(2, len(key)/3)+1
-	for _, name := range names {
-		if n := editDistance(strings.ToLower(key), strings.ToLower(name), distance); n < distance {
-			best, distance = name, n
-		}
-	}
-	if best != "" {
+	if best := Nearest(key, names, max(2, len(key)/3)+1); best != "" {
 		return fmt.Sprintf("did you mean %q?", best)
 	}
 	return "want one of " + strings.Join(names, ", ")
+}
+
+// Nearest gives the first of the names that are nearest to what was written: less than limit letters to add, drop or change, large and
+// small ones being the same. It is empty when none is so near.
+func Nearest(written string, names []string, limit int) (best string) {
+	written = strings.ToLower(written)
+	for _, name := range names {
+		if n := editDistance(written, strings.ToLower(name), limit); n < limit {
+			best, limit = name, n
+		}
+	}
+	return best
 }
 
 // editDistance counts the letters to add, drop or change to make b of a; limit if it is that or more.

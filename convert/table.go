@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mobula-serve/mobula"
 )
 
 // row is one value of theirs and what becomes of it. The rows are what is converted, what is checked and the table in
@@ -263,11 +265,8 @@ func scalarText(v any) string {
 
 // like proposes what was meant by an unknown key.
 func (at *spec) like(key string) string {
-	best, least := "", 3
+	best := mobula.Nearest(key, at.order, min(3, len(key)))
 	for _, name := range at.order {
-		if d := distance(strings.ToLower(key), strings.ToLower(name)); d < least && d < len(key) {
-			best, least = name, d
-		}
 		if _, ok := at.keys[name].keys[key]; ok && best == "" {
 			best = name + "." + key
 		}
@@ -276,28 +275,4 @@ func (at *spec) like(key string) string {
 		return ""
 	}
 	return "; did you mean " + best + "?"
-}
-
-// distance is the number of letters to add, drop or change between two names; long names are far from all.
-func distance(a, b string) int {
-	if len(a) > 64 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
