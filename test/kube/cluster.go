@@ -36,17 +36,24 @@ type Cluster struct {
 	ended  bool
 	// operated tells that KubeRay's operator runs.
 	operated bool
+	// image is what Mobula's image is called in the cluster, once ImportMobula has brought it there.
+	image string
 }
 
 // Start brings a cluster up; it ends with the test, and also when the test's process is killed. It fails the test where
-// that can't be, and says what is missing.
+// that can't be, and says what is missing. With MOBULA_KUBE_UP, a tag for Mobula's image, it is the cluster that
+// somebody has brought up by hand, with KubeRay's operator, and it stays: that is quicker while tests are written.
 func Start(t *testing.T) *Cluster {
 	t.Helper()
 	dir := os.Getenv("MOBULA_KUBE_DIR")
 	require.NotEmpty(t, dir, "MOBULA_KUBE_DIR is not set: run `make test-kube`, or have it name what test/kube/cluster/setup.sh prints")
 	logs, err := os.MkdirTemp("", "mobula-kube-logs-")
 	require.NoError(t, err)
-	c := &Cluster{dir: dir, logs: logs}
+	c := &Cluster{dir: dir, logs: logs, image: "localhost/mobula:dev"}
+	if tag := os.Getenv("MOBULA_KUBE_UP"); tag != "" {
+		c.image, c.operated, c.ended = "localhost/mobula:"+tag, true, true
+		return c
+	}
 	t.Cleanup(func() {
 		c.Stop(t)
 		if t.Failed() {

@@ -14,9 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Image is what Mobula's image is called in the cluster, once ImportMobula has brought it there.
-const Image = "localhost/mobula:dev"
-
 // ImportMobula builds Mobula's image of this tree and gives it to the node.
 func (c *Cluster) ImportMobula(t *testing.T) {
 	t.Helper()
@@ -24,7 +21,7 @@ func (c *Cluster) ImportMobula(t *testing.T) {
 	binary, archive := filepath.Join(dir, "mobula"), filepath.Join(dir, "mobula.tar")
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "./cmd/mobula"},
-		{"run", "./test/image", "-name", Image, "-out", archive, binary},
+		{"run", "./test/image", "-name", c.image, "-out", archive, binary},
 	} {
 		cmd := exec.CommandContext(t.Context(), "go", args...)
 		cmd.Dir = filepath.Join("..", "..")

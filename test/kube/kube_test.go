@@ -93,10 +93,10 @@ func processes(t *testing.T) []string {
 func (c *Cluster) testWhole(t *testing.T) {
 	require.Contains(t, c.Kubectl(t, "version"), "Server Version: v1.34.")
 	require.Equal(t, "node0", c.Kubectl(t, "get", "nodes", "--output", "jsonpath={.items[*].metadata.name}"))
-	require.Contains(t, c.Enter(t, "ctr", "--address", filepath.Join(state, "containerd.sock"), "--namespace", "k8s.io", "images", "list"), Image)
+	require.Contains(t, c.Enter(t, "ctr", "--address", filepath.Join(state, "containerd.sock"), "--namespace", "k8s.io", "images", "list"), c.image)
 }
 
-// engines are two replicas of a simulated engine and their Service.
+// engines are two replicas of a simulated engine and their Service. IMAGE is Mobula's.
 const engines = `
 apiVersion: apps/v1
 kind: Deployment
@@ -109,7 +109,7 @@ spec:
     spec:
       containers:
       - name: engine
-        image: ` + Image + `
+        image: IMAGE
         args: [sim, --host, 0.0.0.0, --port, "8000", --itl, 1ms, --max-answer, "70"]
         ports: [{containerPort: 8000}]
         startupProbe: {httpGet: {path: /health, port: 8000}, periodSeconds: 1, failureThreshold: 120}
@@ -132,7 +132,7 @@ spec: {selector: {app: sim}, ports: [{port: 80, targetPort: 8000}]}
 func (c *Cluster) startEngines(t *testing.T) (namespace string) {
 	t.Helper()
 	namespace = c.Namespace(t)
-	c.Apply(t, namespace, engines)
+	c.Apply(t, namespace, strings.ReplaceAll(engines, "IMAGE", c.image))
 	c.Kubectl(t, "--namespace", namespace, "rollout", "status", "deployment/sim", "--timeout", deadline.String())
 	return namespace
 }

@@ -48,7 +48,7 @@ func (c *Cluster) install(t *testing.T, args ...string) *release {
 
 func (r *release) helm(t *testing.T, verb string, args ...string) string {
 	t.Helper()
-	repository, tag, _ := strings.Cut(Image, ":")
+	repository, tag, _ := strings.Cut(r.image, ":")
 	return r.Helm(t, append([]string{
 		verb, "mobula", chart, "--namespace", r.namespace, "--values", values, "--wait", "--timeout", deadline.String(),
 		"--set", "image.repository=" + repository, "--set", "image.tag=" + tag,
