@@ -36,7 +36,7 @@ test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the firs
 	test/kube/cluster/cluster.sh check
 	dir=$$(test/kube/cluster/setup.sh) && MOBULA_KUBE_DIR=$$dir $(GO) test -tags kube -count=1 -timeout 60m -v ./test/kube/...
 
-image: ## Build dist/mobula-ARCH.tar, a container image, without Docker; ARCH=arm64, IMAGE=name:tag
+image: ## Build dist/mobula-ARCH.tar, a container image, and its SBOM, without Docker; ARCH=arm64, IMAGE=name:tag
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/mobula-linux-$(ARCH) ./cmd/mobula
 	$(GO) run ./test/image -name $(IMAGE) -out dist/mobula-$(ARCH).tar bin/mobula-linux-$(ARCH)
 

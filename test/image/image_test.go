@@ -12,6 +12,8 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -99,6 +101,29 @@ func TestBlobsAreWhatTheirDigestsSay(t *testing.T) {
 		got, err := architecture(m.content["mobula"])
 		require.NoError(t, err)
 		require.Equal(t, arch, got)
+	}
+}
+
+func TestMaterialsAreWhatTheBinaryWasBuiltFrom(t *testing.T) {
+	self, err := os.Executable() // Go notes the same in a test's binary
+	require.NoError(t, err)
+	content, err := os.ReadFile(self)
+	require.NoError(t, err)
+	sbom, err := materials(content)
+	require.NoError(t, err)
+	var b bom
+	require.NoError(t, json.Unmarshal(sbom, &b))
+	require.Equal(t, []string{"CycloneDX", "1.6", "pkg:golang/github.com/mobula-serve/mobula"}, []string{b.Format, b.Spec, b.Metadata.Component.URL})
+	versions := map[string]string{}
+	for _, c := range b.Components {
+		versions[c.Name] = c.Version
+	}
+	require.Equal(t, strings.TrimPrefix(runtime.Version(), "go"), versions["std"])
+	info, ok := debug.ReadBuildInfo()
+	require.True(t, ok)
+	require.Len(t, versions, len(info.Deps)+1)
+	for _, dep := range info.Deps {
+		require.Equal(t, dep.Version, versions[dep.Path])
 	}
 }
 

@@ -2,7 +2,8 @@
 //
 //	go run ./test/image -name localhost/mobula:dev -out dist/mobula-amd64.tar bin/mobula
 //
-// Several binaries, of one architecture each, make one image for all of them. The image has the binary, this machine's CA
+// Several binaries, of one architecture each, make one image for all of them. Beside the archive comes BINARY.cdx.json, a bill of
+// materials of each, in CycloneDX. The image has the binary, this machine's CA
 // certificates if it has some, a user and /tmp: what the Dockerfile makes too.
 package main
 
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -48,11 +50,33 @@ func run(args []string) error {
 			break
 		}
 	}
-	return create(out, s, flags.Args())
+	if err := create(out, func(w io.Writer) error { return s.write(w, flags.Args()...) }); err != nil {
+		return err
+	}
+	for _, binary := range flags.Args() {
+		content, err := os.ReadFile(binary)
+		if err != nil {
+			return err
+		}
+		sbom, err := materials(content)
+		if err != nil {
+			return fmt.Errorf("%s: %w", binary, err)
+		}
+		beside := filepath.Join(filepath.Dir(out), filepath.Base(binary)+".cdx.json")
+		if err := create(beside, func(w io.Writer) error { _, err := w.Write(sbom); return err }); err != nil {
+			return err
+		}
+	}
+	info, err := os.Stat(out)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s: %s, %.1f MB\n", out, s.name, float64(info.Size())/1e6)
+	return nil
 }
 
-// create writes the archive beside its place and moves it there when it is whole.
-func create(out string, s spec, binaries []string) (err error) {
+// create writes a file beside its place and moves it there when it is whole.
+func create(out string, write func(io.Writer) error) (err error) {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
 	}
@@ -66,17 +90,9 @@ func create(out string, s spec, binaries []string) (err error) {
 		}
 	}()
 	w := bufio.NewWriterSize(f, 1<<20)
-	err = s.write(w, binaries...)
+	err = write(w)
 	if err = errors.Join(err, w.Flush(), f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
-	info, err := os.Stat(f.Name())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), out); err != nil {
-		return err
-	}
-	fmt.Printf("%s: %s, %.1f MB\n", out, s.name, float64(info.Size())/1e6)
-	return nil
+	return os.Rename(f.Name(), out)
 }
