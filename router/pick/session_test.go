@@ -94,3 +94,16 @@ func TestLosingAnEngineMovesOnlyItsSessions(t *testing.T) {
 		}
 	})
 }
+
+// Row H6 of the defects of production-stack: its routers keep sessions in memory, each for itself.
+func TestRowH6SessionsAreTheSameInEveryRouter(t *testing.T) {
+	g := testGroup(0, 0, 0, 0, 0)
+	other := testGroup(0, 0, 0, 0, 0)
+	slices.Reverse(other.Endpoints) // as another router may have found them
+	for i := range 200 {
+		id := fmt.Sprint("user-", i)
+		a, _ := home(mustNew(t, "session"), g, id)
+		b, _ := home(mustNew(t, "session"), other, id)
+		require.Equal(t, a.ID, b.ID)
+	}
+}
