@@ -22,6 +22,8 @@ type Values struct {
 	Control ControlValues `yaml:"control"`
 	// LMCache's own server, in which engines share KV blocks.
 	CacheServer CacheServerValues `yaml:"cacheServer"`
+	// LMCache's multiprocess mode: a server on each node, in whose memory that node's engines share KV blocks.
+	LMCache LMCacheValues `yaml:"lmcache"`
 	// A Redis for KV blocks, of one pod.
 	Redis RedisValues `yaml:"redis"`
 	// The service accounts of the router and the control plane.

@@ -130,9 +130,54 @@ type CacheServerValues struct {
 	Pod Object `yaml:"pod"`
 }
 
+// LMCacheValues are those of LMCache's servers in multiprocess mode, a DaemonSet. Engines with LMCacheMPConnector in their arguments, and
+// without a server of their own, use the one of their node once it is enabled.
+type LMCacheValues struct {
+	// Installs them. Engines then see the /dev/shm of their node. Default false.
+	Enabled bool `yaml:"enabled"`
+	// Image with LMCache. Default: that of engines.
+	Image ImageOverride `yaml:"image"`
+	// Port for engines. 1 to 65535. Default 5555.
+	Port int `yaml:"port"`
+	// Port of its health and administration, which the NetworkPolicy keeps for the node. 1 to 65535. Default 8080.
+	HTTPPort int `yaml:"httpPort"`
+	// Port of its metrics. 1 to 65535. Default 9090.
+	MetricsPort int `yaml:"metricsPort"`
+	// Memory of each node for KV blocks, in GB. At least 1. Default 20.
+	L1SizeGB int `yaml:"l1SizeGB"`
+	// Tokens of a block. At least 1. Default 256.
+	ChunkSize int `yaml:"chunkSize"`
+	// The tier below, as LMCache has it (type, and what the type takes). Default: redis, when that is enabled.
+	L2Adapters []Object `yaml:"l2Adapters"`
+	// Where a coordinator of LMCache is, such as http://coordinator:9300. Default: none.
+	CoordinatorURL string `yaml:"coordinatorURL"`
+	// Has servers and their engines in the host's IPC namespace, for GPUs whose memory is not shared without it. Default false.
+	HostIPC bool `yaml:"hostIPC"`
+	// Has servers privileged, where they see no GPU without it. Default false.
+	Privileged bool `yaml:"privileged"`
+	// RuntimeClass, with which they see GPUs. Default: that of engines.
+	RuntimeClass string `yaml:"runtimeClass"`
+	// Labels of the nodes that get one. Default: every node.
+	NodeSelector map[string]string `yaml:"nodeSelector"`
+	// Taints that they run in spite of, as Kubernetes has them. Default: any of nvidia.com/gpu.
+	Tolerations []Object `yaml:"tolerations"`
+	// Requests and limits of the container, as Kubernetes has them. Default: 2 CPUs, l1SizeGB and 5Gi of memory, and a limit of one and a half times that memory.
+	Resources Object `yaml:"resources"`
+	// More arguments of lmcache server, which win over the chart's.
+	ExtraArgs []string `yaml:"extraArgs"`
+	// Environment variables, as a container has them (name, value, valueFrom).
+	Env []Object `yaml:"env"`
+	// More volumes of the pod.
+	ExtraVolumes []Object `yaml:"extraVolumes"`
+	// More mounts of the container.
+	ExtraVolumeMounts []Object `yaml:"extraVolumeMounts"`
+	// Part of a pod template (metadata and spec) that is merged into ours, as router.pod is.
+	Pod Object `yaml:"pod"`
+}
+
 // RedisValues are those of a Redis of one pod.
 type RedisValues struct {
-	// Installs it. Default false.
+	// Installs it: for engines when cacheServer is off, and as the tier below lmcache. Default false.
 	Enabled bool `yaml:"enabled"`
 	// Image of Redis. Default: the official one.
 	Image ImageOverride `yaml:"image"`

@@ -117,12 +117,12 @@ func besideCases() []valueCase {
 	const lmcache = `models: [{name: a, replicas: 1, engine: {args: [--kv-transfer-config, '{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}'], env: {LMCACHE_CHUNK_SIZE: "256"}}}, {name: b, replicas: 1}]` + "\n"
 	return []valueCase{
 		{
-			name: "monitors", values: "{serviceMonitor: {enabled: true, labels: {release: kps}, interval: 5s, scrapeTimeout: 4s, honorLabels: true, relabelings: [{a: b}], metricRelabelings: [{c: d}]}, podMonitor: {enabled: true, labels: {release: kps}, interval: 7s, scrapeTimeout: 6s, honorLabels: true, relabelings: [{a: b}], metricRelabelings: [{c: d}]}}",
+			name: "monitors", values: "{serviceMonitor: {enabled: true, labels: {release: kps}, interval: 5s, scrapeTimeout: 4s, honorLabels: true, relabelings: [{targetLabel: a, replacement: b}], metricRelabelings: [{regex: c, action: labeldrop}]}, podMonitor: {enabled: true, labels: {release: kps}, interval: 7s, scrapeTimeout: 6s, honorLabels: true, relabelings: [{targetLabel: a, replacement: b}], metricRelabelings: [{regex: c, action: labeldrop}]}}",
 			want: []want{
 				{"ServiceMonitor/mobula-router", "metadata labels release", "kps"},
-				{"ServiceMonitor/mobula-router", "spec endpoints 0", "honorLabels: true\ninterval: 5s\nmetricRelabelings:\n- c: d\npath: /metrics\nport: http\nrelabelings:\n- a: b\nscrapeTimeout: 4s"},
+				{"ServiceMonitor/mobula-router", "spec endpoints 0", "honorLabels: true\ninterval: 5s\nmetricRelabelings:\n- action: labeldrop\n  regex: c\npath: /metrics\nport: http\nrelabelings:\n- replacement: b\n  targetLabel: a\nscrapeTimeout: 4s"},
 				{"ServiceMonitor/mobula-control", "spec endpoints 0 scheme", "https"},
-				{"PodMonitor/mobula-engines", "spec podMetricsEndpoints 0", "honorLabels: true\ninterval: 7s\nmetricRelabelings:\n- c: d\npath: /metrics\nport: http\nrelabelings:\n- a: b\nscrapeTimeout: 6s"},
+				{"PodMonitor/mobula-engines", "spec podMetricsEndpoints 0", "honorLabels: true\ninterval: 7s\nmetricRelabelings:\n- action: labeldrop\n  regex: c\npath: /metrics\nport: http\nrelabelings:\n- replacement: b\n  targetLabel: a\nscrapeTimeout: 6s"},
 				{"PodMonitor/mobula-engines", "spec selector matchLabels", "app.kubernetes.io/managed-by: mobula\napp.kubernetes.io/name: mobula-engine\nmobula.dev/fleet: default\nmobula.dev/serves: \"true\""},
 			},
 		},
@@ -229,7 +229,7 @@ func besideCases() []valueCase {
 			want: []want{{"Model/a", "spec engine env", "LMCACHE_REMOTE_URL: lm://mine:1"}},
 		},
 		{
-			name: "KEDA", values: "{models: [{name: x/A, replicas: 1}, {name: b, replicas: 1}], keda: {enabled: true, prometheusAddress: 'http://p:9090', models: [{name: x/A, min: 0, max: 3, requestsPerReplica: 5, pollingInterval: 5, cooldownPeriod: 60, fallback: {failureThreshold: 3, replicas: 1}, advanced: {restoreToOriginalReplicaCount: true}}, {name: b, triggers: [{type: cron}]}]}}",
+			name: "KEDA", values: "{models: [{name: x/A, replicas: 1}, {name: b, replicas: 1}], keda: {enabled: true, prometheusAddress: 'http://p:9090', models: [{name: x/A, min: 0, max: 3, requestsPerReplica: 5, pollingInterval: 5, cooldownPeriod: 60, fallback: {failureThreshold: 3, replicas: 1}, advanced: {restoreToOriginalReplicaCount: true}}, {name: b, triggers: [{type: cron, metadata: {timezone: UTC}}]}]}}",
 			want: []want{
 				{"ScaledObject/x-a", "spec scaleTargetRef", "apiVersion: mobula.dev/v1alpha1\nkind: Model\nname: x-a"},
 				{"ScaledObject/x-a", "spec minReplicaCount", "0"},
@@ -241,7 +241,7 @@ func besideCases() []valueCase {
 				{"ScaledObject/x-a", "spec triggers 0 metadata threshold", "5"},
 				{"ScaledObject/x-a", "spec triggers 0 metadata serverAddress", "http://p:9090"},
 				{"ScaledObject/b", "spec minReplicaCount", "1"},
-				{"ScaledObject/b", "spec triggers", "- type: cron"},
+				{"ScaledObject/b", "spec triggers", "- metadata:\n    timezone: UTC\n  type: cron"},
 			},
 		},
 		{

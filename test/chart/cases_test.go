@@ -10,7 +10,7 @@ type valueCase struct {
 }
 
 func valueCases() []valueCase {
-	return slices.Concat(fleetCases(), routerCases(), controlCases(), controlImageCases(), besideCases())
+	return slices.Concat(fleetCases(), routerCases(), controlCases(), controlImageCases(), besideCases(), lmcacheCases())
 }
 
 func fleetCases() []valueCase {
@@ -187,7 +187,7 @@ func routerCases() []valueCase {
 				{"Service/mobula-router", "spec ports 0 port", "8080"},
 				{"Service/mobula-router", "spec ports 0 nodePort", "30080"},
 			},
-			notes: []string{"30080:8080"},
+			notes: []string{"$ADDRESS:8080"},
 		},
 		{
 			name: "an ingress", values: "{router: {ingress: {enabled: true, className: nginx, annotations: {a: b}, hosts: [x.example.com, y.example.com], path: /llm, pathType: Exact, tls: [{secretName: s}, {secretName: u, hosts: [y.example.com]}]}}}",
@@ -208,7 +208,7 @@ func routerCases() []valueCase {
 			absent: []string{"Ingress/mobula-router spec rules 0 host", "Ingress/mobula-router spec rules 1", "Ingress/mobula-router spec tls"},
 		},
 		{
-			name: "a route", values: "{router: {route: {enabled: true, parentRefs: [{name: gw}], hostnames: [x.example.com], annotations: {a: b}, labels: {c: d}, filters: [{type: RequestHeaderModifier}], additionalRules: [{backendRefs: [{name: other, port: 80}]}]}}}",
+			name: "a route", values: "{router: {route: {enabled: true, parentRefs: [{name: gw}], hostnames: [x.example.com], annotations: {a: b}, labels: {c: d}, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x-team]}}], additionalRules: [{backendRefs: [{name: other, port: 80}]}]}}}",
 			want: []want{
 				{"HTTPRoute/mobula-router", "spec parentRefs 0 name", "gw"},
 				{"HTTPRoute/mobula-router", "spec hostnames 0", "x.example.com"},

@@ -2,6 +2,7 @@ package chart_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +20,10 @@ var ofTheFleet = []string{"models", "platform", "fleet"}
 // unused are values that the chart refuses, or that Helm hands to all charts.
 var unused = []string{"global", "kube-prometheus-stack", "prometheus-adapter"}
 
-// leaves gives each value of the schema that has no values below, with the schema's entry.
+// each stands for the entries of a list in a path.
+const each = "*"
+
+// leaves gives each value of the schema that has no values below, with the schema's entry. Those in entries of lists are among them.
 func leaves(t *testing.T) map[string]map[string]any {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(chartPath, "values.schema.json"))
@@ -42,6 +46,10 @@ func leaves(t *testing.T) map[string]map[string]any {
 			}
 			walk(below.(map[string]any), strings.TrimSpace(path+" "+key))
 		}
+		if items, is := node["items"].(map[string]any); is && items["$ref"] != nil {
+			walk(items, path+" "+each)
+			return
+		}
 		if len(properties) == 0 {
 			out[path] = node
 		}
@@ -51,20 +59,54 @@ func leaves(t *testing.T) map[string]map[string]any {
 	return out
 }
 
-func TestEveryValueIsInACase(t *testing.T) {
-	var given []any
-	for _, c := range valueCases() {
-		var values map[string]any
-		require.NoError(t, yaml.Unmarshal([]byte(c.values), &values))
-		given = append(given, values)
-	}
-	var missing []string
-	for path := range leaves(t) {
-		if !slices.ContainsFunc(given, func(values any) bool { return at(values, path) != nil }) {
-			missing = append(missing, path)
+// withoutValue takes what is at a path out of values, and tells whether there was something.
+func withoutValue(values any, path string) bool {
+	key, rest, below := strings.Cut(path, " ")
+	if key == each {
+		found := false
+		entries, _ := values.([]any)
+		for _, entry := range entries {
+			found = withoutValue(entry, rest) || found
 		}
+		return found
 	}
-	require.Empty(t, missing, "no case sets them")
+	mapping, _ := values.(map[string]any)
+	value, there := mapping[key]
+	if !there || below {
+		return there && withoutValue(value, rest)
+	}
+	delete(mapping, key)
+	return true
+}
+
+// Each value is in a case, and makes a difference there: without it something else is rendered, or nothing.
+func TestEveryValueMakesADifferenceInACase(t *testing.T) {
+	rendered := map[string]rendering{}
+	for _, c := range valueCases() {
+		out, err := render(t, c.values)
+		require.NoError(t, err, c.name)
+		rendered[c.name] = out
+	}
+	for path := range leaves(t) {
+		t.Run(path, func(t *testing.T) {
+			given := false
+			for _, c := range valueCases() {
+				var values map[string]any
+				require.NoError(t, yaml.Unmarshal([]byte(c.values), &values))
+				if !withoutValue(values, path) {
+					continue
+				}
+				given = true
+				less, err := yaml.Marshal(values)
+				require.NoError(t, err)
+				if out, err := render(t, string(less)); err != nil || !maps.Equal(out.Files, rendered[c.name].Files) {
+					return
+				}
+			}
+			require.True(t, given, "no case sets it")
+			t.Error("nothing changes without it in any case that sets it")
+		})
+	}
 }
 
 // values.yaml has each value, if only as a comment where there is no default.
@@ -74,6 +116,9 @@ func TestEveryValueIsInValuesYAML(t *testing.T) {
 	var values map[string]any
 	require.NoError(t, yaml.UnmarshalStrict(raw, &values))
 	for path, schema := range leaves(t) {
+		if strings.Contains(path, each) {
+			continue // of lists the comment beside has an example
+		}
 		if parent := path[:max(0, strings.LastIndex(path, " "))]; free(at(values, parent)) {
 			continue // image: {} and the like: all that they have is left to others
 		}

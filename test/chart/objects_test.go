@@ -2,92 +2,94 @@ package chart_test
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
+	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/runtime"
 	serializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
-	"k8s.io/client-go/kubernetes/scheme"
+	kubescheme "k8s.io/client-go/kubernetes/scheme"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 )
 
-// foreign are API groups of others, whose types the tests don't have: their objects are looked at in the cases only.
-var foreign = map[string]bool{"monitoring.coreos.com": true, "keda.sh": true, "gateway.networking.k8s.io": true}
-
-// requireKnown fails unless an object is one that its API takes: without fields that the built-in types don't have, and as
-// the custom resource definitions have it.
+// requireKnown fails unless an object is one that its API takes.
 func requireKnown(t *testing.T, object map[string]any) {
 	t.Helper()
-	version, _ := object["apiVersion"].(string)
-	group, _, _ := strings.Cut(version, "/")
 	raw, err := json.Marshal(object)
 	require.NoError(t, err)
-	switch {
-	case foreign[group]:
-		require.NotEmpty(t, at(object, "metadata name"))
-	case group == "mobula.dev":
-		instance, err := jsonschema.UnmarshalJSON(strings.NewReader(string(raw)))
-		require.NoError(t, err)
-		require.NoError(t, crdSchema(t, object["kind"].(string)).Validate(instance), "%s", raw)
-	default:
-		strict := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, serializer.SerializerOptions{Strict: true})
-		_, _, err := strict.Decode(raw, nil, nil)
-		require.NoError(t, err, "%s", raw)
-	}
+	require.NoError(t, known(t, raw), "%s", raw)
 }
 
-// crdSchema gives the schema of a custom resource as JSON Schema: with fields that it doesn't name refused, as `kubectl` does.
-func crdSchema(t *testing.T, kind string) *jsonschema.Schema {
+// known tells what an API would not take: fields that it doesn't have, values of the wrong type, and for custom resources all that their
+// definition says.
+func known(t *testing.T, raw []byte) error {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join(chartPath, "crds", strings.ToLower(kind)+"s.yaml"))
-	require.NoError(t, err)
-	var definition map[string]any
-	require.NoError(t, yaml.Unmarshal(raw, &definition))
-	require.Equal(t, kind, at(definition, "spec names kind"))
-	schema := at(definition, "spec versions 0 schema openAPIV3Schema").(map[string]any)
-	strict(schema)
-	schema["properties"].(map[string]any)["metadata"] = map[string]any{"type": "object"}
-	text, err := json.Marshal(schema)
-	require.NoError(t, err)
-	document, err := jsonschema.UnmarshalJSON(strings.NewReader(string(text)))
-	require.NoError(t, err)
-	compiler := jsonschema.NewCompiler()
-	require.NoError(t, compiler.AddResource(kind, document))
-	compiled, err := compiler.Compile(kind)
-	require.NoError(t, err)
-	return compiled
-}
-
-// strict makes JSON Schema of a structural schema: what Kubernetes would prune is refused.
-func strict(schema map[string]any) {
-	if schema["x-kubernetes-int-or-string"] == true {
-		delete(schema, "type")
+	var kind struct {
+		APIVersion, Kind string
 	}
-	if schema["nullable"] == true && schema["type"] != nil {
-		schema["type"] = []any{schema["type"], "null"}
-	}
-	properties, _ := schema["properties"].(map[string]any)
-	if properties != nil && schema["x-kubernetes-preserve-unknown-fields"] != true {
-		schema["additionalProperties"] = false
-	}
-	for _, property := range properties {
-		strict(property.(map[string]any))
-	}
-	for _, key := range []string{"items", "additionalProperties"} {
-		if below, is := schema[key].(map[string]any); is {
-			strict(below)
+	require.NoError(t, json.Unmarshal(raw, &kind))
+	group, _, _ := strings.Cut(kind.APIVersion, "/")
+	switch group {
+	case "mobula.dev", "keda.sh":
+		return definitionOf(t, kind.Kind).check(t, raw)
+	case "gateway.networking.k8s.io":
+		if err := definitionOf(t, kind.Kind).check(t, raw); err != nil {
+			return err
 		}
 	}
+	types := typesOf(t)
+	strict := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, types, types, serializer.SerializerOptions{Strict: true})
+	object, _, err := strict.Decode(raw, nil, nil)
+	if rules, is := object.(*monitoringv1.PrometheusRule); is && err == nil {
+		return checkRules(rules)
+	}
+	return err
 }
 
-// The check itself: it must see a field that is none.
-func TestUnknownFieldsOfObjectsAreSeen(t *testing.T) {
-	strict := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, serializer.SerializerOptions{Strict: true})
-	_, _, err := strict.Decode([]byte(`{"apiVersion":"v1","kind":"Pod","spec":{"containrs":[]}}`), nil, nil)
-	require.ErrorContains(t, err, "containrs")
-	require.Error(t, crdSchema(t, "Model").Validate(map[string]any{"spec": map[string]any{"replcas": 1}}))
-	require.NoError(t, crdSchema(t, "Model").Validate(map[string]any{"spec": map[string]any{"replicas": 1}}))
+// typesOf gives the types that objects are decoded into: Kubernetes' own, the Prometheus operator's and the Gateway API's.
+func typesOf(t *testing.T) *runtime.Scheme {
+	t.Helper()
+	types := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{kubescheme.AddToScheme, monitoringv1.AddToScheme, gatewayv1.Install} {
+		require.NoError(t, add(types))
+	}
+	return types
+}
+
+// checkRules is what the operator's webhook asks of rules beside their form: each is an alert or a recording, with a query.
+func checkRules(rules *monitoringv1.PrometheusRule) error {
+	for _, group := range rules.Spec.Groups {
+		for i, rule := range group.Rules {
+			if (rule.Alert == "") == (rule.Record == "") || rule.Expr.StrVal == "" {
+				return fmt.Errorf("group %s, rule %d: want an alert or a recording, and a query", group.Name, i)
+			}
+		}
+	}
+	return nil
+}
+
+// The check itself: it must see what is wrong.
+func TestWhatAnAPIWouldNotTakeIsSeen(t *testing.T) {
+	for _, c := range []struct{ name, object, want string }{
+		{"a field that Kubernetes doesn't have", "{apiVersion: v1, kind: Pod, spec: {containrs: []}}", "containrs"},
+		{"a kind that nobody has", "{apiVersion: v1, kind: Pot}", "no kind"},
+		{"a field that the operator doesn't have", "{apiVersion: monitoring.coreos.com/v1, kind: ServiceMonitor, spec: {endpoint: []}}", "endpoint"},
+		{"a rule without a query", "{apiVersion: monitoring.coreos.com/v1, kind: PrometheusRule, spec: {groups: [{name: a, rules: [{alert: b}]}]}}", "rule 0"},
+		{"a field that KEDA doesn't have", "{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, spec: {scaleTargetRef: {name: a}, triggers: [{type: cron, metadata: {}}], minReplica: 1}}", "spec.minReplica: unknown"},
+		{"a type that KEDA doesn't take", "{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, spec: {scaleTargetRef: {name: a}, triggers: [{type: cron, metadata: {threshold: 8}}]}}", "threshold"},
+		{"a field that a route doesn't have", "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, spec: {hosts: [a]}}", "spec.hosts: unknown"},
+		{"a rule of the Gateway API", "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, spec: {rules: [{timeouts: {request: 1s, backendRequest: 2s}}]}}", "backendRequest timeout cannot be longer than request timeout"},
+		{"a field that a Model doesn't have", "{apiVersion: mobula.dev/v1alpha1, kind: Model, spec: {replcas: 1}}", "spec.replcas: unknown"},
+		{"a type that a Model doesn't take", "{apiVersion: mobula.dev/v1alpha1, kind: Model, spec: {replicas: many}}", "spec.replicas"},
+		{"a rule of a Model", "{apiVersion: mobula.dev/v1alpha1, kind: Model, spec: {replicas: 1, range: {min: 1, max: 2}}}", "both"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			raw, err := yaml.YAMLToJSON([]byte(c.object))
+			require.NoError(t, err)
+			require.ErrorContains(t, known(t, raw), c.want)
+		})
+	}
 }

@@ -73,6 +73,12 @@
 {{- if index $.Values . }}{{ fail (printf "%s: the chart has no sub-charts: install %s beside it with values of its own (examples/kubernetes/README.md)" . .) }}{{ end -}}
 {{- end -}}
 {{- if and (not .Values.router.enabled) (not .Values.control.enabled) }}{{ fail "router.enabled, control.enabled: both are off: nothing would run" }}{{ end -}}
-{{- if and .Values.cacheServer.enabled (not (include "mobula.cacheServerImage" .)) }}{{ fail "cacheServer.image: name an image with LMCache, of the engines' version: set repository and tag, or platform.kubernetes.pods.image" }}{{ end -}}
+{{- range list "cacheServer" "lmcache" -}}
+{{- if and (index $.Values .).enabled (not (include "mobula.lmcacheImage" (list $ .))) }}{{ fail (printf "%s.image: name an image with LMCache, of the engines' version: set repository and tag, or platform.kubernetes.pods.image" .) }}{{ end -}}
+{{- end -}}
+{{- with .Values.lmcache -}}
+{{- if ne (len (list (int .port) (int .httpPort) (int .metricsPort) | uniq)) 3 }}{{ fail "lmcache.port, httpPort, metricsPort: each listens in one pod: give them three numbers" }}{{ end -}}
+{{- range $i, $adapter := .l2Adapters }}{{ if not $adapter.type }}{{ fail (printf "lmcache.l2Adapters[%d].type: required: what kind it is, such as resp, s3 or fs" $i) }}{{ end }}{{ end -}}
+{{- end -}}
 {{- if and (not .Values.redis.storage) .Values.redis.storageClass }}{{ fail "redis.storageClass: there is no volume: set redis.storage to its size" }}{{ end -}}
 {{- end }}

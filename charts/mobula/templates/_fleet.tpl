@@ -92,5 +92,6 @@ At an install there may be no such kind yet.
 {{- $_ := set $engine "env" (merge ($engine.env | default dict) (dict "LMCACHE_REMOTE_URL" $pool "LMCACHE_REMOTE_SERDE" "naive" "LMCACHE_TRACK_USAGE" "false" "PYTHONHASHSEED" "0")) -}}
 {{- $_ := set $spec "engine" $engine -}}
 {{- end -}}
+{{- if $root.Values.lmcache.enabled }}{{ include "mobula.withLMCache" (dict "root" $root "spec" $spec) }}{{ end -}}
 {{- toYaml $spec -}}
 {{- end }}

@@ -1,5 +1,10 @@
 {{/* What the pods of router, control plane and caches share. */}}
 
+{{/* Labels of pods: list ROOT COMPONENT. */}}
+{{- define "mobula.podLabels" -}}
+{{- merge (include "mobula.selector" . | fromYaml) ((index . 0).Values.commonLabels | default dict) | toYaml -}}
+{{- end }}
+
 {{- define "mobula.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532

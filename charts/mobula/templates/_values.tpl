@@ -3,7 +3,7 @@ Keys that have a default in values.yaml. Helm takes a key without a value for th
 no word of where. Each line is a mapping and its keys.
 */}}
 {{- define "mobula.keys" -}}
-.: models platform fleet image nameOverride fullnameOverride commonLabels commonAnnotations router control serviceAccount rbac networkPolicy serviceMonitor podMonitor dashboards alerts cacheServer redis keda prometheusAdapter extraObjects
+.: models platform fleet image nameOverride fullnameOverride commonLabels commonAnnotations router control serviceAccount rbac networkPolicy serviceMonitor podMonitor dashboards alerts cacheServer lmcache redis keda prometheusAdapter extraObjects
 image: repository tag digest pullPolicy pullSecrets
 router: enabled replicas image resources service autoscaling podDisruptionBudget ingress route strategy env envFrom extraArgs extraVolumes extraVolumeMounts extraContainers pod
 router.service: type port nodePort annotations loadBalancerSourceRanges loadBalancerClass externalTrafficPolicy
@@ -22,6 +22,7 @@ podMonitor: enabled labels interval scrapeTimeout honorLabels relabelings metric
 dashboards: enabled labels annotations namespace
 alerts: enabled kind labels alertLabels disabled
 cacheServer: enabled image replicas port resources extraArgs env pod
+lmcache: enabled image port httpPort metricsPort l1SizeGB chunkSize l2Adapters coordinatorURL hostIPC privileged runtimeClass nodeSelector tolerations resources extraArgs env extraVolumes extraVolumeMounts pod
 redis: enabled image maxMemory password storage storageClass resources pod
 keda: enabled prometheusAddress models
 prometheusAdapter: enabled rules
