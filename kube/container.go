@@ -36,7 +36,7 @@ func (e Engine) container(a *ask, member *Member, serves bool) corev1.Container 
 		Args:            args,
 		Env:             e.variables(env),
 		Resources:       corev1.ResourceRequirements{Requests: a.requests, Limits: a.limits},
-		VolumeMounts:    e.mounts(a),
+		VolumeMounts:    e.mounts(),
 		// The end of the log says why it ended, also when it is no longer there to be asked.
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{

@@ -24,7 +24,7 @@ type fare struct {
 
 // gang tells how a replica fares by all of its pods: as the worst of them.
 func (e Engine) gang(pods []*corev1.Pod, problem string) fare {
-	missing := e.size() - len(pods)
+	missing := e.Size() - len(pods)
 	if len(pods) == 0 {
 		return fare{state: mobula.StatePending, reason: cmp.Or(problem, "its pod has not been made yet")}
 	}
@@ -46,7 +46,7 @@ func (e Engine) gang(pods []*corev1.Pod, problem string) fare {
 	if missing > 0 {
 		fares = append(fares, fare{
 			state: mobula.StatePending, since: pods[0].CreationTimestamp.Time,
-			reason: cmp.Or(problem, fmt.Sprintf("%d of its %d pods have not been made yet", missing, e.size())),
+			reason: cmp.Or(problem, fmt.Sprintf("%d of its %d pods have not been made yet", missing, e.Size())),
 		})
 	}
 	for i := range fares { // the others stay, and can't go on without it
@@ -76,8 +76,8 @@ func severity(f fare) int {
 	}
 }
 
-// size is the number of pods of a replica.
-func (e Engine) size() int {
+// Size is the number of pods of a replica.
+func (e Engine) Size() int {
 	if e.Workload() == KindRayCluster && e.KubeRay != nil && e.KubeRay.HeadWithoutGPUs {
 		return e.hosts() + 1
 	}

@@ -85,3 +85,13 @@ type Workload interface {
 	// Problem tells from one of its objects as the cluster has it why pods are missing, a sentence for people; empty when nothing is wrong.
 	Problem(o *unstructured.Unstructured) string
 }
+
+// Sleeper is a Workload whose objects can be there without pods. Those of the replicas that a model at zero had last are kept so, and are
+// the first to be used again.
+type Sleeper interface {
+	Workload
+	// Sleep gives fields of spec, for a merge patch, that have an object's pods taken away, or made again.
+	Sleep(on bool) map[string]any
+	// Asleep tells whether these fields of an object are so that it has no pods.
+	Asleep(o *unstructured.Unstructured) bool
+}

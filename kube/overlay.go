@@ -40,6 +40,9 @@ func (e Engine) overlaid(pod corev1.PodTemplateSpec) (corev1.PodTemplateSpec, er
 		return none, err
 	}
 	arrange(&merged)
+	if !e.simulated() { // whose pod has what it needs
+		writable(&merged)
+	}
 	return merged, nil
 }
 

@@ -61,7 +61,7 @@ func (e Engine) spec(a *ask) corev1.PodSpec {
 		AutomountServiceAccountToken:  new(false), // an engine has no business with the API server
 		EnableServiceLinks:            new(false), // VLLM_PORT of a Service called vllm is no setting of vLLM's
 		SecurityContext:               e.podSecurity(),
-		Volumes:                       e.volumes(a),
+		Volumes:                       e.volumes(),
 	}
 	if p.RuntimeClass != "" {
 		spec.RuntimeClassName = new(p.RuntimeClass)

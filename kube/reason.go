@@ -115,6 +115,22 @@ func stuck(reason string) bool {
 	return true
 }
 
+// Stuck tells of pods that wait for something that a person has to mend: an image that can't be pulled, a Secret that is not there. A registry
+// may have hiccups: it counts once it has lasted.
+func Stuck(pods []*corev1.Pod) bool {
+	return slices.ContainsFunc(pods, func(pod *corev1.Pod) bool {
+		if pod.DeletionTimestamp != nil || ended(pod) {
+			return false
+		}
+		waits := func(s corev1.ContainerStatus) bool { return s.State.Waiting != nil && stuck(s.State.Waiting.Reason) }
+		if slices.ContainsFunc(pod.Status.InitContainerStatuses, waits) {
+			return true
+		}
+		s := engineStatus(pod)
+		return s != nil && waits(*s)
+	})
+}
+
 // waiting tells what a container waits for.
 func (e Engine) waiting(pod *corev1.Pod, image string, w *corev1.ContainerStateWaiting) string {
 	if w == nil || !stuck(w.Reason) {

@@ -2,6 +2,8 @@ package kube
 
 import (
 	"cmp"
+	"path"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -17,17 +19,18 @@ const (
 	sharedVolume = "shm"
 	sharedPath   = "/dev/shm"
 	tempVolume   = "tmp"
+	tempPath     = "/tmp"
 
 	defaultShared mobula.Size = 8 << 30
 )
 
 // volumes gives those of a pod, and mounts where its engine has them.
-func (e Engine) volumes(a *ask) []corev1.Volume {
+func (e Engine) volumes() []corev1.Volume {
 	var out []corev1.Volume
 	if e.hasData() {
 		out = append(out, corev1.Volume{Name: dataVolume, VolumeSource: e.data()})
 	}
-	if size := e.shared(a); size > 0 {
+	if size := e.shared(); size > 0 {
 		out = append(out, corev1.Volume{Name: sharedVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{
 			Medium: corev1.StorageMediumMemory, SizeLimit: quantity(size),
 		}}})
@@ -38,18 +41,52 @@ func (e Engine) volumes(a *ask) []corev1.Volume {
 	return out
 }
 
-func (e Engine) mounts(a *ask) []corev1.VolumeMount {
+func (e Engine) mounts() []corev1.VolumeMount {
 	var out []corev1.VolumeMount
 	if e.hasData() {
 		out = append(out, corev1.VolumeMount{Name: dataVolume, MountPath: DataPath})
 	}
-	if e.shared(a) > 0 {
+	if e.shared() > 0 {
 		out = append(out, corev1.VolumeMount{Name: sharedVolume, MountPath: sharedPath})
 	}
 	if e.simulated() {
-		out = append(out, corev1.VolumeMount{Name: tempVolume, MountPath: "/tmp"})
+		out = append(out, corev1.VolumeMount{Name: tempVolume, MountPath: tempPath})
 	}
 	return out
+}
+
+// writable gives a merged pod whose image can't be written what vLLM and Ray need to write: a folder for temporary files and
+// sockets, a home for caches, and a name for a user whom the image does not know, which Python asks for.
+func writable(pod *corev1.PodTemplateSpec) {
+	c := &pod.Spec.Containers[0]
+	readOnly := c.SecurityContext != nil && c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem
+	if !readOnly && !notRoot(pod.Spec.SecurityContext, c.SecurityContext) {
+		return
+	}
+	mounted := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return path.Clean(m.MountPath) == tempPath })
+	taken := slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == tempVolume })
+	if readOnly && !mounted && !taken {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: tempVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: tempVolume, MountPath: tempPath})
+	}
+	for _, v := range []corev1.EnvVar{{Name: "HOME", Value: tempPath}, {Name: "USER", Value: "vllm"}} {
+		if !slices.ContainsFunc(c.Env, func(given corev1.EnvVar) bool { return given.Name == v.Name }) {
+			c.Env = append(c.Env, v)
+		}
+	}
+}
+
+// notRoot tells whether a container runs as another user than root. What it says itself counts before what its pod says.
+func notRoot(pod *corev1.PodSecurityContext, c *corev1.SecurityContext) bool {
+	var user *int64
+	var never *bool
+	if pod != nil {
+		user, never = pod.RunAsUser, pod.RunAsNonRoot
+	}
+	if c != nil {
+		user, never = cmp.Or(c.RunAsUser, user), cmp.Or(c.RunAsNonRoot, never)
+	}
+	return user != nil && *user != 0 || never != nil && *never
 }
 
 // hasData tells whether there is a volume at DataPath: a simulated engine has nothing to keep.
@@ -73,10 +110,11 @@ func (e Engine) data() corev1.VolumeSource {
 	}
 }
 
-// shared is the size of /dev/shm, 0 for the runtime's own.
-func (e Engine) shared(a *ask) mobula.Size {
+// shared is the size of /dev/shm, 0 for the runtime's own: its 64 MiB are too little for vLLM as soon as it has a process for a worker, which
+// on CPUs it always has. What is not used takes no memory.
+func (e Engine) shared() mobula.Size {
 	size := e.Model.Kubernetes.SharedMemory
-	if size == 0 && a.gpusOfEngine > 1 {
+	if size == 0 && !e.simulated() {
 		return defaultShared
 	}
 	return size

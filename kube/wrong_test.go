@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mobula-serve/mobula"
@@ -138,4 +140,42 @@ func FuzzOverlay(f *testing.F) {
 		require.Equal(t, kube.Container, merged.Spec.Containers[0].Name)
 		require.NotEmpty(t, merged.Spec.Containers[0].Image)
 	})
+}
+
+func TestPodsThatWaitForAPerson(t *testing.T) {
+	waits := func(reason string) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: kube.Container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}}}
+	}
+	pod := func(engine, init string) *corev1.Pod {
+		p := &corev1.Pod{Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{waits(engine)}}}
+		if init != "" {
+			p.Status.InitContainerStatuses = []corev1.ContainerStatus{waits(init)}
+		}
+		return p
+	}
+	ended := pod("ErrImagePull", "")
+	ended.Status.Phase = corev1.PodFailed
+	leaving := pod("ErrImagePull", "")
+	leaving.DeletionTimestamp = &metav1.Time{}
+	sidecar := pod("ContainerCreating", "")
+	sidecar.Status.ContainerStatuses[0].Name, sidecar.Status.ContainerStatuses[0].State.Waiting.Reason = "proxy", "ErrImagePull"
+	for name, tc := range map[string]struct {
+		pods []*corev1.Pod
+		want bool
+	}{
+		"none":                          {nil, false},
+		"being made":                    {[]*corev1.Pod{pod("ContainerCreating", "")}, false},
+		"crashing, which is counted":    {[]*corev1.Pod{pod("CrashLoopBackOff", "")}, false},
+		"no image":                      {[]*corev1.Pod{pod("ErrImagePull", "")}, true},
+		"no image again":                {[]*corev1.Pod{pod("ImagePullBackOff", "")}, true},
+		"no name of an image":           {[]*corev1.Pod{pod("InvalidImageName", "")}, true},
+		"no Secret":                     {[]*corev1.Pod{pod("CreateContainerConfigError", "")}, true},
+		"no image of an init container": {[]*corev1.Pod{pod("PodInitializing", "ImagePullBackOff")}, true},
+		"one of two":                    {[]*corev1.Pod{pod("", ""), pod("ImagePullBackOff", "")}, true},
+		"has ended":                     {[]*corev1.Pod{ended}, false},
+		"is being deleted":              {[]*corev1.Pod{leaving}, false},
+		"another container":             {[]*corev1.Pod{sidecar}, false},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, kube.Stuck(tc.pods)) })
+	}
 }
