@@ -76,6 +76,12 @@ func checkKubeRay(k *KubeRay, r *report) {
 	}
 	checkObject(at+".shared.cluster", "RayCluster", s.Cluster, r)
 	checkObject(at+".shared.service", "RayService", s.Service, r)
+	if s.Autoscaling && !k.Shares() {
+		r.bad(at+".shared.autoscaling", "want cluster or service too")
+	}
+	if len(k.Kubernetes.Discover) > 0 && k.Shares() {
+		r.bad(at+".kubernetes.discover", "want none beside shared: have a fleet of its own route to engines of others")
+	}
 }
 
 // checkPods notes what is wrong with a section whatever the others say.
@@ -148,6 +154,9 @@ func checkData(at string, d *KubernetesData, r *report) {
 // checkKubernetesFleet notes what goes with a section by itself and not with the platform, or with the model that has it.
 func checkKubernetesFleet(f *Fleet, at string, r *report) {
 	kuberay := f.Platform.KubeRay != nil
+	if f.Platform.KubeRay.Shares() { // no pods are made
+		return
+	}
 	ray := func(field, workload string) {
 		if workload == "RayCluster" && !kuberay {
 			r.bad(field, "want platform kuberay for a RayCluster")

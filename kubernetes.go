@@ -37,13 +37,18 @@ type KubeRay struct {
 	Shared KubeRayShared `yaml:"shared"`
 }
 
-// KubeRayShared names a RayCluster that engines share. At most one of its fields is set.
+// KubeRayShared names a RayCluster that engines share. At most one of cluster and service is set.
 type KubeRayShared struct {
 	// Name of a RayCluster.
 	Cluster string `yaml:"cluster"`
 	// Name of a RayService.
 	Service string `yaml:"service"`
+	// Tells that nodes come when they are asked for (enableInTreeAutoscaling): what fits on no node then waits, in place of being refused. Default false.
+	Autoscaling bool `yaml:"autoscaling"`
 }
+
+// Shares tells whether engines run in a RayCluster or RayService of others. A nil KubeRay does not.
+func (k *KubeRay) Shares() bool { return k != nil && (k.Shared.Cluster != "" || k.Shared.Service != "") }
 
 // SecretKey is one value of a Kubernetes Secret in the namespace of the pods.
 type SecretKey struct {
@@ -170,9 +175,10 @@ func overlay(base, top map[string]any) map[string]any {
 	return out
 }
 
-// Engine gives a model of the fleet with all that its engines are made from, what the platform says for all of them included.
+// Engine gives a model of the fleet with all that its engines are made from, what the platform says for all of them included. Those in
+// a RayCluster of others have no pods.
 func (f *Fleet) Engine(m Model) Model {
-	if k := f.Platform.OnKubernetes(); k != nil {
+	if k := f.Platform.OnKubernetes(); k != nil && !f.Platform.KubeRay.Shares() {
 		m.Kubernetes = m.Kubernetes.Over(k.Pods)
 	}
 	return m

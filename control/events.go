@@ -97,13 +97,13 @@ func changes(before, after *observation) (all []Event) {
 		h := &after.hosts[i]
 		e := Event{Object: "host/" + h.Name}
 		switch was := knew[h.Name]; {
-		case was == nil && h.Heard.IsZero():
+		case was == nil && h.Heard.IsZero() && h.Slots == 0 && len(h.Devices) == 0:
 			e.Reason, e.Message = "HostJoined", "host "+h.Name+" is there, and is asked what it has"
 		case was == nil:
 			e.Reason, e.Message = "HostJoined", fmt.Sprintf("host %s is there with %d GPUs", h.Name, len(h.Devices))
 		case h.Silent != "" && was.Silent == "":
 			e.Reason, e.Message, e.Warning = "HostSilent", h.Silent, true
-		case h.Silent == "" && was.Heard.IsZero(): // since we started
+		case h.Silent == "" && was.Heard.IsZero() && !h.Heard.IsZero(): // since we started; nodes of Kubernetes need not tell when
 			e.Reason, e.Message = "HostAnswers", fmt.Sprintf("it has %d GPUs", len(h.Devices))
 		case h.Silent == "" && was.Silent != "":
 			e.Reason, e.Message = "HostBack", "it answers again"

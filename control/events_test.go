@@ -14,6 +14,7 @@ func TestEventsOfHosts(t *testing.T) {
 	noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	asked := mobula.Host{Name: "h", Silent: "has not answered yet"}
 	well := mobula.Host{Name: "h", Heard: noon, Devices: make([]mobula.Device, 2)}
+	timeless := mobula.Host{Name: "h", Devices: make([]mobula.Device, 2)}
 	silent := mobula.Host{Name: "h", Heard: noon, Silent: "connection refused"}
 	for name, tc := range map[string]struct {
 		before []mobula.Host
@@ -27,6 +28,8 @@ func TestEventsOfHosts(t *testing.T) {
 		"falls silent":          {[]mobula.Host{well}, silent, []Event{{Reason: "HostSilent", Message: "connection refused", Warning: true}}},
 		"is back":               {[]mobula.Host{silent}, well, []Event{{Reason: "HostBack", Message: "it answers again"}}},
 		"goes on as it was":     {[]mobula.Host{well}, well, nil},
+		"tells no times":        {nil, timeless, []Event{{Reason: "HostJoined", Message: "host h is there with 2 GPUs"}}},
+		"goes on without times": {[]mobula.Host{timeless}, timeless, nil},
 		"stays silent":          {[]mobula.Host{silent}, silent, nil},
 		"silent in other words": {[]mobula.Host{silent}, mobula.Host{Name: "h", Heard: noon, Silent: "no route to host"}, nil},
 	} {

@@ -75,9 +75,6 @@ func Cluster(e kube.Engine, replica string) (*rayv1.RayCluster, error) {
 	}, nil
 }
 
-// Suspended has KubeRay take away all pods of a RayCluster and keep the object, or make them again.
-func Suspended(rc *rayv1.RayCluster, on bool) { rc.Spec.Suspend = new(on) }
-
 // ClusterName is what the RayCluster of a replica is called: its ID, when KubeRay takes that as a name.
 func ClusterName(replica string) string {
 	name := replica

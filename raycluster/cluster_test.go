@@ -150,15 +150,6 @@ func TestClusterIsRefused(t *testing.T) {
 	}
 }
 
-func TestSuspended(t *testing.T) {
-	rc, err := Cluster(bigModel(), "llama-1")
-	require.NoError(t, err)
-	Suspended(rc, true)
-	require.True(t, *rc.Spec.Suspend)
-	Suspended(rc, false)
-	require.False(t, *rc.Spec.Suspend)
-}
-
 func TestClusterName(t *testing.T) {
 	require.Equal(t, "llama-0123456789-abcde", ClusterName("llama-0123456789-abcde"))
 	require.Equal(t, "r-7b-1", ClusterName("7b-1"))

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"unicode"
 
@@ -29,8 +30,8 @@ const (
 // ErrNoCluster says that the shared RayCluster or RayService is not there.
 var ErrNoCluster = errors.New("no such Ray cluster")
 
-// Head finds a RayCluster that engines share, of its own or a RayService's active one: the URL of its dashboard by the head's Service,
-// and the token, empty when it wants none. It needs get on rayclusters, rayservices and the Secret of the token. The error wraps
+// Head finds a RayCluster that engines share, of its own or a RayService's active one: the URL of its dashboard at the head's present
+// address, and the token, empty when it wants none. Both change with the head pod, the RayService's with each of its upgrades too. It needs get on rayclusters, rayservices and the Secret of the token. The error wraps
 // adapters.ErrUnavailable when it may pass, ErrNoCluster when there is none of that name.
 func Head(ctx context.Context, client dynamic.Interface, namespace string, shared mobula.KubeRayShared) (address string, token mobula.Secret, err error) {
 	name := shared.Cluster
@@ -49,7 +50,18 @@ func Head(ctx context.Context, client dynamic.Interface, namespace string, share
 	if token, err = authToken(ctx, client, &rc); err != nil {
 		return "", "", err
 	}
-	return "http://" + headService(&rc) + "." + namespace + ".svc:" + strconv.Itoa(headPort(&rc)), token, nil
+	return "http://" + net.JoinHostPort(headHost(&rc, namespace), strconv.Itoa(headPort(&rc))), token, nil
+}
+
+// headHost is where the head is reached: at its Service's IP, which is the head pod's for the headless one that KubeRay makes. Before the
+// operator has seen one it is the Service's name.
+func headHost(rc *rayv1.RayCluster, namespace string) string {
+	for _, ip := range []string{rc.Status.Head.ServiceIP, rc.Status.Head.PodIP} {
+		if net.ParseIP(ip) != nil {
+			return ip
+		}
+	}
+	return headService(rc) + "." + namespace + ".svc"
 }
 
 // activeCluster names the RayCluster that a RayService serves from: another one after each of its upgrades.

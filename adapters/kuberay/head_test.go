@@ -61,6 +61,8 @@ func TestHead(t *testing.T) {
 		token   mobula.Secret
 	}{
 		{"a cluster without tokens", []runtime.Object{rayCluster("big", nil, map[string]any{"head": map[string]any{"serviceName": "big-head-svc"}})}, mobula.KubeRayShared{Cluster: "big"}, "http://big-head-svc.ml.svc:8265", ""},
+		{"the head's address", []runtime.Object{rayCluster("big", nil, map[string]any{"head": map[string]any{"serviceName": "big-head-svc", "serviceIP": "10.96.0.7", "podIP": "10.0.0.9"}})}, mobula.KubeRayShared{Cluster: "big"}, "http://10.96.0.7:8265", ""},
+		{"a Service without an address", []runtime.Object{rayCluster("big", nil, map[string]any{"head": map[string]any{"serviceIP": "None", "podIP": "fd00::9"}})}, mobula.KubeRayShared{Cluster: "big"}, "http://[fd00::9]:8265", ""},
 		{"a cluster that has just begun", []runtime.Object{rayCluster("big", nil, nil)}, mobula.KubeRayShared{Cluster: "big"}, "http://big-head-svc.ml.svc:8265", ""},
 		{"KubeRay's token", []runtime.Object{rayCluster("big", tokens(nil), nil), secret("big", "t0k")}, mobula.KubeRayShared{Cluster: "big"}, "http://big-head-svc.ml.svc:8265", "t0k"},
 		{"a long name", []runtime.Object{rayCluster(long, tokens(nil), nil), secret("r"+long[6:], "t0k")}, mobula.KubeRayShared{Cluster: long}, "http://" + long + "-head-svc.ml.svc:8265", "t0k"},

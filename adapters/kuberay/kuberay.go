@@ -51,8 +51,22 @@ func (Clusters) Objects(e kube.Engine, replica string, count int) ([]*unstructur
 	return []*unstructured.Unstructured{object}, nil
 }
 
+// Sleep implements kube.Sleeper: KubeRay takes the pods of a suspended RayCluster away and keeps what else it has made for it.
+func (Clusters) Sleep(on bool) map[string]any {
+	if !on {
+		return map[string]any{"suspend": nil}
+	}
+	return map[string]any{"suspend": true}
+}
+
+// Asleep implements kube.Sleeper.
+func (Clusters) Asleep(o *unstructured.Unstructured) bool {
+	on, _, _ := unstructured.NestedBool(o.Object, "spec", "suspend")
+	return on
+}
+
 func resource(name string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: group, Version: version, Resource: name}
 }
 
-var _ kube.Workload = Clusters{}
+var _ kube.Sleeper = Clusters{}

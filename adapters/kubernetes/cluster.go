@@ -50,6 +50,9 @@ type Options struct {
 	// Owner gives the object that a model's objects belong to and go with, nil for none. Poke tells that it gives another one now.
 	// Default: the ConfigMap that a deployment is kept in.
 	Owner func(model string) *metav1.OwnerReference
+	// Tell hears of what was done to a model's objects and nobody has asked for. It does not wait. Default: Problems tells of what was put
+	// back, for a while.
+	Tell func(Event)
 	// OwnImage is the image of simulated engines.
 	OwnImage string
 	// Version of Mobula, as in ConnectOptions.
@@ -60,6 +63,15 @@ type Options struct {
 	Now func() time.Time
 }
 
+// Event is something that was done to a model's objects.
+type Event struct {
+	Model string
+	// Warning tells events that someone should look at.
+	Warning bool
+	// Reason is one word in CamelCase, Message a sentence.
+	Reason, Message string
+}
+
 // Cluster places replicas in a namespace of a Kubernetes cluster. What is asked for is kept there, one ConfigMap for each deployment, before
 // anything is made of it; what follows from it is Kubernetes' own objects, whose controllers go on without us.
 type Cluster struct {
@@ -67,6 +79,7 @@ type Cluster struct {
 	workloads map[string]kube.Workload
 	log       *slog.Logger
 	now       func() time.Time
+	alone     bool          // no objects in the cluster say what the fleet is
 	anew      chan struct{} // wakes Run: the link is another one
 	served    *adapters.InMemory
 	known     chan struct{} // closed when endpoints are known
@@ -83,6 +96,7 @@ type Cluster struct {
 	records   map[string]map[string]*record
 	statuses  map[string][]mobula.Replica     // by group
 	gaps      map[string]map[string]time.Time // pods that are missing, by group and name: since when
+	stuck     map[string]map[string]time.Time // replicas that wait for a person, by group and ID: since when
 	troubles  map[string]string               // by group: why its objects can't be made
 	notes     []putNote
 	changed   chan struct{}
@@ -113,7 +127,7 @@ func New(o Options) (*Cluster, error) {
 	c := &Cluster{
 		options: o, workloads: map[string]kube.Workload{}, log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), now: o.Now,
 		seed: maphash.MakeSeed(), anew: make(chan struct{}, 1), served: adapters.NewInMemory(), known: make(chan struct{}), records: map[string]map[string]*record{}, statuses: map[string][]mobula.Replica{},
-		gaps: map[string]map[string]time.Time{}, troubles: map[string]string{}, changed: make(chan struct{}),
+		gaps: map[string]map[string]time.Time{}, stuck: map[string]map[string]time.Time{}, troubles: map[string]string{}, changed: make(chan struct{}),
 	}
 	for _, w := range o.Workloads {
 		c.workloads[w.Kind()] = w
@@ -121,7 +135,7 @@ func New(o Options) (*Cluster, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	if o.Owner == nil {
+	if c.alone = o.Owner == nil; c.alone {
 		c.options.Owner = func(string) *metav1.OwnerReference { return nil }
 	}
 	return c, nil

@@ -7,6 +7,7 @@ import (
 	"reflect"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/mobula-serve/mobula"
@@ -98,6 +99,7 @@ func (c *Cluster) use(l *link) {
 		clear(c.records)
 		clear(c.statuses)
 		clear(c.gaps)
+		clear(c.stuck)
 		clear(c.troubles)
 		c.notes = nil
 	}
@@ -123,15 +125,49 @@ func (c *Cluster) check(ctx context.Context, l *link) error {
 	if err := c.permit(ctx, l); err != nil {
 		return err
 	}
+	if c.options.Check != nil { // it knows better what to do than what follows
+		if err := c.options.Check(ctx, l.Connection, l.platform); err != nil {
+			return err
+		}
+	}
 	for _, gvr := range c.resources(l.platform) {
 		if err := served(l.Connection, gvr); err != nil {
 			return fmt.Errorf("platform: %w", err)
 		}
 	}
-	if c.options.Check == nil {
-		return nil
+	if c.alone {
+		return unclaimed(ctx, l)
 	}
-	return c.options.Check(ctx, l.Connection, l.platform)
+	return nil
+}
+
+// Possible fails when a platform of this section could never run d, whatever cluster it is. It is asked before the section is in use.
+func (c *Cluster) Possible(p mobula.Platform, d adapters.Deployment) error {
+	e := kube.Engine{Fleet: d.Fleet, Revision: d.Revision, Model: d.Model, KubeRay: p.KubeRay, OwnImage: c.options.OwnImage}
+	kind := e.Workload()
+	w := c.workloads[kind]
+	if w == nil || kind == kube.KindRayCluster && p.KubeRay == nil {
+		return impossibleError{fmt.Errorf("models[%s].kubernetes.workload: this platform has no %s", d.Model.Name, kind)}
+	}
+	if _, err := w.Objects(e, newID(d.Key), 1); err != nil {
+		return impossibleError{err}
+	}
+	return nil
+}
+
+// unclaimed fails when the cluster has a Fleet object of the fleet's name: a control plane in the cluster looks after that one, and two would
+// undo what the other does. Without the right to look there is nothing to say.
+func unclaimed(ctx context.Context, l *link) error {
+	fleets := schema.GroupVersionResource{Group: kube.Group, Version: "v1alpha1", Resource: "fleets"}
+	_, err := l.Dynamic.Resource(fleets).Namespace(l.Namespace).Get(ctx, l.fleet, metav1.GetOptions{})
+	switch err = Explain(err); {
+	case err == nil:
+		return fmt.Errorf("platform.kubernetes: namespace %s has a Fleet object %s, whose own control plane looks after the engines: change that one (kubectl, helm, or mobula apply to its control plane), "+
+			"or give this fleet another name or namespace", l.Namespace, l.fleet)
+	case errors.Is(err, adapters.ErrUnavailable):
+		return err
+	}
+	return nil
 }
 
 func (c *Cluster) permit(ctx context.Context, l *link) error {
@@ -141,7 +177,7 @@ func (c *Cluster) permit(ctx context.Context, l *link) error {
 			workloads = append(workloads, w)
 		}
 	}
-	if err := permitted(ctx, l.Connection, Rules(workloads...)); err != nil {
+	if err := Permitted(ctx, l.Connection, Rules(workloads...)); err != nil {
 		return fmt.Errorf("platform.kubernetes: %w", err)
 	}
 	return nil

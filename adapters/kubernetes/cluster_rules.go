@@ -46,8 +46,9 @@ func rule(group, resource string, verbs ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, Verbs: verbs}
 }
 
-// permitted fails unless all of the rules are granted to us. It names what is not.
-func permitted(ctx context.Context, c *Connection, rules []rbacv1.PolicyRule) error {
+// Permitted fails unless all of the rules, of one resource and no more than one name each, are granted to us in the connection's namespace. It
+// names what is not.
+func Permitted(ctx context.Context, c *Connection, rules []rbacv1.PolicyRule) error {
 	var (
 		mu      sync.Mutex
 		missing = map[string][]string{}
@@ -62,6 +63,9 @@ func permitted(ctx context.Context, c *Connection, rules []rbacv1.PolicyRule) er
 					Namespace: c.Namespace, Verb: verb, Group: r.APIGroups[0], Resource: resource, Subresource: sub,
 				},
 			}}
+			if len(r.ResourceNames) > 0 {
+				review.Spec.ResourceAttributes.Name = r.ResourceNames[0]
+			}
 			g.Go(func() error {
 				answer, err := c.Client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
 				if err != nil {
@@ -88,14 +92,15 @@ func permitted(ctx context.Context, c *Connection, rules []rbacv1.PolicyRule) er
 		all = append(all, strings.Join(verbs, ", ")+" "+name)
 	}
 	slices.Sort(all)
-	return fmt.Errorf("missing rights in namespace %s: %s: grant them (charts/mobula's role does; kubectl auth can-i shows what there is)",
+	return fmt.Errorf("missing rights in namespace %s: %s: grant them by a Role and a RoleBinding there (the chart makes both with rbac.create; kubectl auth can-i --list shows what there is)",
 		c.Namespace, strings.Join(all, "; "))
 }
 
 // resourceName is what people call a rule's resource.
 func resourceName(r rbacv1.PolicyRule) string {
-	if r.APIGroups[0] == "" {
-		return r.Resources[0]
+	name := r.Resources[0]
+	if r.APIGroups[0] != "" {
+		name += "." + r.APIGroups[0]
 	}
-	return r.Resources[0] + "." + r.APIGroups[0]
+	return strings.Join(append([]string{name}, r.ResourceNames...), "/")
 }

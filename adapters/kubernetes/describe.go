@@ -18,8 +18,11 @@ import (
 const (
 	// gapGrace is how long a pod may be missing before it is told of as a replica that has none.
 	gapGrace = 5 * time.Second
-	maxNotes = 32
-	noteTime = 10 * time.Minute
+	// stuckGrace is how long a replica may wait for what a person has to mend (its image, a Secret) before it has failed: the kubelet
+	// tries to pull an image four times in it.
+	stuckGrace = 2 * time.Minute
+	maxNotes   = 32
+	noteTime   = 10 * time.Minute
 )
 
 // account says how the replicas of a group fare. It changes nothing.
@@ -32,17 +35,18 @@ type account struct {
 	trouble  string
 	before   map[string]mobula.Replica
 	gaps     map[string]time.Time // since when pods are missing, by name
+	stuck    map[string]time.Time // since when replicas are stuck, by ID
 }
 
-// replicas gives all of them, sorted by ID, and the pods that are missing.
-func (a *account) replicas() (all []mobula.Replica, gaps map[string]time.Time) {
-	gaps = map[string]time.Time{}
+// replicas gives all of them, sorted by ID, the pods that are missing, and the replicas that are stuck.
+func (a *account) replicas() (all []mobula.Replica, gaps, stuck map[string]time.Time) {
+	gaps, stuck = map[string]time.Time{}, map[string]time.Time{}
 	told := map[string]bool{}
 	for _, r := range a.records {
 		if w := a.workload(r.Kind); w != nil && w.Counted() {
-			all = append(all, a.counted(r, w, told, gaps)...)
+			all = append(all, a.counted(r, w, told, gaps, stuck)...)
 		} else {
-			all = append(all, a.named(r, w, told)...)
+			all = append(all, a.named(r, w, told, stuck)...)
 		}
 	}
 	all = append(all, a.strays(told)...)
@@ -50,11 +54,27 @@ func (a *account) replicas() (all []mobula.Replica, gaps map[string]time.Time) {
 		a.settle(&all[i])
 	}
 	slices.SortFunc(all, func(a, b mobula.Replica) int { return strings.Compare(a.ID, b.ID) })
-	return all, gaps
+	return all, gaps, stuck
+}
+
+// wait has a replica fail that has been stuck for too long.
+func (a *account) wait(x *mobula.Replica, pods []*corev1.Pod, stuck map[string]time.Time) {
+	if x.State != mobula.StatePending || !kube.Stuck(pods) {
+		return
+	}
+	since, known := a.stuck[x.ID]
+	if !known {
+		since = a.now
+	}
+	stuck[x.ID] = since
+	if a.now.Sub(since) >= stuckGrace {
+		x.State, x.Since = mobula.StateFailed, since.Add(stuckGrace)
+		x.Reason = "for more than " + mobula.Duration(stuckGrace).String() + ": " + x.Reason
+	}
 }
 
 // counted gives those of a record whose pods are replicas.
-func (a *account) counted(r *record, w kube.Workload, told map[string]bool, gaps map[string]time.Time) (all []mobula.Replica) {
+func (a *account) counted(r *record, w kube.Workload, told map[string]bool, gaps, stuck map[string]time.Time) (all []mobula.Replica) {
 	e, living := r.engine(), 0
 	for _, pod := range a.pods {
 		if pod.Labels[labelRecord] != r.Base {
@@ -70,6 +90,7 @@ func (a *account) counted(r *record, w kube.Workload, told map[string]bool, gaps
 		case r.Removed || slices.Contains(r.Victims, pod.Name):
 			x.State, x.Reason, x.NoRoom = mobula.StateDraining, "it is taken away", false
 		default:
+			a.wait(&x, []*corev1.Pod{pod}, stuck)
 			living++
 		}
 		all = append(all, x)
@@ -99,13 +120,16 @@ func (a *account) counted(r *record, w kube.Workload, told map[string]bool, gaps
 }
 
 // named gives those of a record whose replicas have objects of their own. w is nil for a workload that the platform does not have.
-func (a *account) named(r *record, w kube.Workload, told map[string]bool) (all []mobula.Replica) {
+func (a *account) named(r *record, w kube.Workload, told map[string]bool, stuck map[string]time.Time) (all []mobula.Replica) {
 	e := r.engine()
 	for _, id := range slices.Concat(r.Names, r.Victims) {
-		problem, objects := "", 0
+		problem, objects, falls := "", 0, fall{}
 		for _, o := range a.objects {
-			if o.GetLabels()[kube.LabelReplica] == id {
+			if o.GetLabels()[kube.LabelReplica] == id && !r.sleeps(o.GetName()) {
 				objects++
+				if f := readFalls(o); f.times > 0 {
+					falls = f
+				}
 				if w != nil {
 					problem = cmp.Or(problem, w.Problem(o))
 				}
@@ -130,6 +154,11 @@ func (a *account) named(r *record, w kube.Workload, told map[string]bool) (all [
 			x.State = mobula.StatePending
 		case x.State == mobula.StateDraining: // so it is not taken away: its pods are made anew
 			x.State, x.Reason = mobula.StateSuspect, cmp.Or(x.Reason, "its pods are being deleted, and made anew")
+		default:
+			a.wait(&x, pods, stuck)
+		}
+		if !leaves {
+			falls.told(&x)
 		}
 		all = append(all, x)
 	}
@@ -175,13 +204,28 @@ func (s *keeper) refresh(group string) {
 	defer s.mu.Unlock()
 	a := account{
 		now: in.now, records: in.records, objects: in.objects, pods: in.pods, workload: in.workload,
-		trouble: s.troubles[group], before: map[string]mobula.Replica{}, gaps: s.gaps[group],
+		trouble: s.troubles[group], before: map[string]mobula.Replica{}, gaps: s.gaps[group], stuck: s.stuck[group],
 	}
 	was := s.statuses[group]
 	for _, x := range was {
 		a.before[x.ID] = x
 	}
-	all, gaps := a.replicas()
+	all, gaps, stuck := a.replicas()
+	if len(stuck) > 0 {
+		s.stuck[group] = stuck
+		for _, since := range stuck {
+			if wait := since.Add(stuckGrace).Sub(in.now); wait > 0 {
+				s.queue.AddAfter(group, wait)
+			}
+		}
+	} else {
+		delete(s.stuck, group)
+	}
+	for _, o := range in.objects {
+		if wait := readFalls(o).until().Sub(in.now); wait > 0 {
+			s.queue.AddAfter(group, wait)
+		}
+	}
 	if len(gaps) > 0 {
 		s.gaps[group] = gaps
 		for _, since := range gaps {

@@ -138,8 +138,10 @@ func slimObject(o any) (any, error) {
 	u.SetManagedFields(theirs)
 	if spec, ok := u.Object["spec"].(map[string]any); ok && len(theirs) == 0 {
 		kept := map[string]any{}
-		if replicas, ok := spec["replicas"]; ok {
-			kept["replicas"] = replicas
+		for _, field := range []string{"replicas", "suspend"} {
+			if value, ok := spec[field]; ok {
+				kept[field] = value
+			}
 		}
 		u.Object["spec"] = kept
 	}

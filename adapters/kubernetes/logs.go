@@ -7,21 +7,21 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/kube"
 )
 
-const (
-	maxLog     = 4 << 20 // bytes of a log that is not followed
-	reopenTail = 1000    // lines of a new run's log, when one is followed
-)
+const maxLog = 4 << 20 // bytes of a log at most, before what is followed
 
-// Logs reads what a replica's engine prints; for one of several pods, the one that serves. Following goes on when the engine starts
-// again. A log that is not followed has the end of the run before this one when the engine has crashed.
+// Logs reads what a replica's engine prints; for one of several pods, the one that serves. It begins with the end of the run before this one
+// when the engine has started again and has said less than tail lines since. Following goes on over runs of the engine, pods that take each
+// other's place, and connections that break; it ends when the replica is gone.
 func (c *Cluster) Logs(ctx context.Context, replica string, tail int, follow bool) (io.ReadCloser, error) {
 	s, err := c.reach(ctx)
 	if err != nil {
@@ -32,15 +32,17 @@ func (c *Cluster) Logs(ctx context.Context, replica string, tail int, follow boo
 		return nil, err
 	}
 	if !follow {
-		return s.past(ctx, replica, pod, tail)
+		text, err := s.past(ctx, pod, tail, false)
+		if err != nil {
+			return nil, s.notYet(replica, pod, err)
+		}
+		return io.NopCloser(bytes.NewReader(lastLines(text, tail))), nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	f := &followed{ctx: ctx, cancel: cancel, keeper: s, replica: replica, life: life(pod)}
-	if f.log, err = s.stream(ctx, pod.Name, tail, true, false); err != nil {
-		cancel()
+	text, err := s.past(ctx, pod, max(1, tail), true) // one line, to know where to go on
+	if err != nil {
 		return nil, s.notYet(replica, pod, err)
 	}
-	return f, nil
+	return s.follow(ctx, replica, pod, text, tail), nil
 }
 
 // serving finds the pod whose log is a replica's.
@@ -65,45 +67,62 @@ func (s *keeper) serving(replica string) (*corev1.Pod, error) {
 	return nil, fmt.Errorf("replica %s: %w", replica, adapters.ErrUnknownReplica)
 }
 
-func (s *keeper) stream(ctx context.Context, pod string, tail int, follow, previous bool) (io.ReadCloser, error) {
-	o := &corev1.PodLogOptions{Container: kube.Container, Follow: follow, Previous: previous}
-	if tail >= 0 {
-		o.TailLines = new(int64(tail))
+// excerpt says what of a log is read.
+type excerpt struct {
+	tail             int // lines, all of them if it is less than 0
+	since            time.Time
+	follow, previous bool
+	stamps           bool // each line after its time
+}
+
+func (s *keeper) stream(ctx context.Context, pod string, x excerpt) (io.ReadCloser, error) {
+	o := &corev1.PodLogOptions{Container: kube.Container, Follow: x.follow, Previous: x.previous, Timestamps: x.stamps}
+	if x.tail >= 0 {
+		o.TailLines = new(int64(x.tail))
 	}
-	if !follow {
-		o.LimitBytes = new(int64(maxLog))
+	if !x.since.IsZero() {
+		o.SinceTime = new(metav1.NewTime(x.since)) // of whole seconds on its way
 	}
 	return s.link.Client.CoreV1().Pods(s.link.Namespace).GetLogs(pod, o).Stream(ctx)
 }
 
-// past gives the last lines of a log, those of the former run first.
-func (s *keeper) past(ctx context.Context, replica string, pod *corev1.Pod, tail int) (io.ReadCloser, error) {
-	var text []byte
-	if restarted(pod) {
-		if former, err := s.read(ctx, pod.Name, tail, true); err == nil { // it may be gone by now
-			text = former
-		}
+// past gives the last lines of a log, with those of the former run if there are less in this one.
+func (s *keeper) past(ctx context.Context, pod *corev1.Pod, tail int, stamps bool) ([]byte, error) {
+	now, err := s.read(ctx, pod.Name, excerpt{tail: tail, stamps: stamps})
+	if err != nil || !restarted(pod) || tail >= 0 && bytes.Count(now, []byte("\n")) >= tail {
+		return now, err
 	}
-	now, err := s.read(ctx, pod.Name, tail, false)
-	if err != nil && len(text) == 0 {
-		return nil, s.notYet(replica, pod, err)
+	former, err := s.read(ctx, pod.Name, excerpt{tail: tail, stamps: stamps, previous: true})
+	if err != nil || len(former) == 0 {
+		return now, nil //nolint:nilerr // it may be gone by now
 	}
-	return io.NopCloser(bytes.NewReader(lastLines(append(text, now...), tail))), nil
+	if former[len(former)-1] != '\n' {
+		former = append(former, '\n')
+	}
+	return append(former, now...), nil
 }
 
-func (s *keeper) read(ctx context.Context, pod string, tail int, previous bool) ([]byte, error) {
-	log, err := s.stream(ctx, pod, tail, false, previous)
+// read gives the end of an excerpt.
+func (s *keeper) read(ctx context.Context, pod string, x excerpt) ([]byte, error) {
+	log, err := s.stream(ctx, pod, x)
 	if err != nil {
 		return nil, err
 	}
-	text, err := io.ReadAll(io.LimitReader(log, maxLog))
-	if err := errors.Join(err, log.Close()); err != nil {
-		return nil, err
+	var text []byte
+	for buf := make([]byte, 64<<10); err == nil; {
+		var n int
+		n, err = log.Read(buf)
+		if text = append(text, buf[:n]...); len(text) > 2*maxLog {
+			text = append(text[:0], text[len(text)-maxLog:]...)
+		}
 	}
-	if n := len(text); n > 0 && text[n-1] != '\n' {
-		text = append(text, '\n')
+	if !errors.Is(err, io.EOF) {
+		return nil, errors.Join(err, log.Close())
 	}
-	return text, nil
+	if more := len(text) - maxLog; more > 0 { // whole lines
+		_, text, _ = bytes.Cut(text[more-1:], []byte("\n"))
+	}
+	return text, log.Close()
 }
 
 // lastLines gives the last n lines of a text, all of them for n < 0.
@@ -143,54 +162,9 @@ func (s *keeper) notYet(replica string, pod *corev1.Pod, err error) error {
 	return fmt.Errorf("logs of replica %s: %w", replica, Explain(err))
 }
 
+// restarted tells of an engine that runs, or has, after another run in the same pod. While it waits to start its last run is the one that there is.
 func restarted(pod *corev1.Pod) bool {
 	return slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
-		return s.Name == kube.Container && s.RestartCount > 0
+		return s.Name == kube.Container && s.RestartCount > 0 && s.State.Waiting == nil
 	})
-}
-
-// followed is the output of a replica over all lives of its pod. It is for one reader.
-type followed struct {
-	ctx     context.Context //nolint:containedctx // of the call that it is the answer to
-	cancel  context.CancelFunc
-	keeper  *keeper
-	replica string
-	life    string // whose output log is
-	log     io.ReadCloser
-}
-
-// Read gives the output; when the engine starts again it goes on with that.
-func (f *followed) Read(p []byte) (int, error) {
-	for {
-		if f.log != nil {
-			n, err := f.log.Read(p)
-			if n > 0 || err == nil {
-				return n, nil //nolint:nilerr // it comes again
-			}
-			_ = f.log.Close()
-			f.log = nil
-		}
-		changed := f.keeper.Changed()
-		pod, err := f.keeper.serving(f.replica)
-		switch {
-		case f.ctx.Err() != nil, errors.Is(err, adapters.ErrUnknownReplica):
-			return 0, io.EOF
-		case err == nil && life(pod) != f.life:
-			if log, err := f.keeper.stream(f.ctx, pod.Name, reopenTail, true, false); err == nil {
-				f.log, f.life = log, life(pod)
-				continue
-			}
-		}
-		select {
-		case <-f.ctx.Done():
-			return 0, io.EOF
-		case <-changed:
-		}
-	}
-}
-
-// Close ends it; a Read that waits ends too.
-func (f *followed) Close() error {
-	f.cancel()
-	return nil
 }

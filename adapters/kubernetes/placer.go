@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -126,14 +127,22 @@ func (s *keeper) resize(r *record) {
 	r.Victims = slices.DeleteFunc(r.Victims, func(id string) bool {
 		return !slices.ContainsFunc(known, func(x mobula.Replica) bool { return x.ID == id })
 	})
-	r.Victims = append(r.Victims, adapters.Leaving(living, r.Drain, len(living)-r.Replicas)...)
-	if w := s.workloads[r.Kind]; w == nil || w.Counted() {
+	leaving := adapters.Leaving(living, r.Drain, len(living)-r.Replicas)
+	r.Victims = append(r.Victims, leaving...)
+	w := s.workloads[r.Kind]
+	if w == nil || w.Counted() {
 		return
 	}
 	r.Names = slices.DeleteFunc(r.Names, func(id string) bool { return slices.Contains(r.Victims, id) })
-	for len(r.Names) < r.Replicas {
-		r.Names = append(r.Names, newID(r.Key))
+	if _, ok := w.(kube.Sleeper); ok {
+		s.sleep(r, leaving)
 	}
+	for len(r.Names) < r.Replicas {
+		id := newID(r.Key)
+		r.wake(id)
+		r.Names = append(r.Names, id)
+	}
+	maps.DeleteFunc(r.Taken, func(id, _ string) bool { return !slices.Contains(r.Names, id) && !slices.Contains(r.Victims, id) })
 }
 
 // replicas gives those that a record has or had, oldest first, those that are being deleted left out.
@@ -219,6 +228,11 @@ func (s *keeper) mine(ctx context.Context, r *record) (bool, error) {
 		return false, explain("get", "ConfigMap", r.name(), err)
 	}
 	is, err := readRecord(m)
+	if err != nil && groupByLabels(m) == r.group() && m.Labels[kube.LabelRevision] == r.Key.Revision && m.Labels[labelRecord] == r.Base {
+		s.log.Warn("a record that can't be read is written anew", "error", err)
+		r.version = m.ResourceVersion
+		return true, s.store(ctx, r)
+	}
 	if err != nil || is.Key != r.Key || is.Removed {
 		return false, nil //nolint:nilerr // the name is taken, by whatever it is
 	}
@@ -309,7 +323,7 @@ func (c *Cluster) Remove(ctx context.Context, key adapters.Key) error {
 		}
 		next := was.clone()
 		next.Removed, next.Replicas, next.Drain = true, 0, nil
-		next.Victims, next.Names = append(next.Victims, next.Names...), nil
+		next.Victims, next.Names, next.Asleep = append(next.Victims, next.Names...), nil, nil
 		err := s.store(ctx, next)
 		switch {
 		case apierrors.IsNotFound(err):

@@ -127,54 +127,6 @@ func (l *lab) die(m *mortal) {
 	l.start()
 }
 
-func TestARecordReadsAsItWasWritten(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		key := adapters.Key{Fleet: "f", Model: rapid.StringMatching(`[a-zA-Z0-9/._-]{1,60}`).Draw(r, "model"), Revision: rapid.StringMatching(`[0-9a-f]{10}`).Draw(r, "revision")}
-		x := &record{
-			Base: kube.Name(key.Model, key.Revision), Key: key, Model: mobula.Model{Name: key.Model}, Kind: kube.KindDeployment,
-			Replicas: rapid.IntRange(0, 100).Draw(r, "replicas"), Drain: rapid.SliceOfN(rapid.StringMatching(`[a-z]{3}`), 1, 3).Draw(r, "drain"),
-			Removed: rapid.Bool().Draw(r, "removed"),
-		}
-		m, err := x.configMap("ns")
-		require.NoError(r, err)
-		y, err := readRecord(m)
-		require.NoError(r, err)
-		a, err := x.text()
-		require.NoError(r, err)
-		b, err := y.text()
-		require.NoError(r, err)
-		require.Equal(r, a, b)
-	})
-}
-
-func TestNamesOfDeploymentsThatAreTaken(t *testing.T) {
-	var got []string
-	for base := range bases(adapters.Key{Fleet: "f", Model: "chat", Revision: "r1"}) {
-		if got = append(got, base); len(got) == 3 {
-			break
-		}
-	}
-	require.Equal(t, []string{"chat-r1", "chat-r1-2", "chat-r1-3"}, got)
-	first, second := newID(adapters.Key{Model: "chat", Revision: "r1"}), newID(adapters.Key{Model: "chat", Revision: "r1"})
-	require.NotEqual(t, first, second)
-	require.LessOrEqual(t, len(newID(adapters.Key{Model: "org/a-model-with-a-name-that-is-very-long-indeed-and-longer", Revision: "0123456789"})), 50)
-}
-
-func FuzzReadRecord(f *testing.F) {
-	m, err := (&record{Base: "chat-r1", Key: adapters.Key{Fleet: "f", Model: "chat", Revision: "r1"}, Kind: "Deployment"}).configMap("ns")
-	require.NoError(f, err)
-	f.Add(m.Data[recordKey])
-	f.Add(`{"base":"chat-r1"}`)
-	f.Fuzz(func(_ *testing.T, text string) {
-		c := m.DeepCopy()
-		c.Data = map[string]string{recordKey: text}
-		if r, err := readRecord(c); err == nil {
-			_ = r.engine()
-			_ = fingerprint(r)
-		}
-	})
-}
-
 func TestDifferencesOfOwnedFields(t *testing.T) {
 	wish := `{"replicas":1,"template":{"spec":{"containers":[{"name":"engine","image":"a","resources":{"requests":{"cpu":"1000m"}}}]}}}`
 	for _, test := range []struct {

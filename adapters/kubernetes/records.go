@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -53,6 +54,10 @@ type record struct {
 	Names []string `json:"names,omitempty"`
 	// Victims are replicas that were taken away, until nothing of them is left.
 	Victims []string `json:"victims,omitempty"`
+	// Asleep are objects of the replicas that a model without any had last, kept without pods. Taken has the names of those that replicas
+	// have taken over since, by their IDs.
+	Asleep []sleeper         `json:"asleep,omitempty"`
+	Taken  map[string]string `json:"taken,omitempty"`
 
 	version string // of the ConfigMap; empty before it is written
 	uid     types.UID
@@ -77,6 +82,7 @@ func (r *record) engine() kube.Engine {
 func (r *record) clone() *record {
 	c := *r
 	c.Drain, c.Names, c.Victims = slices.Clone(r.Drain), slices.Clone(r.Names), slices.Clone(r.Victims)
+	c.Asleep, c.Taken = slices.Clone(r.Asleep), maps.Clone(r.Taken)
 	return &c
 }
 
@@ -121,8 +127,14 @@ func readRecord(m *corev1.ConfigMap) (*record, error) {
 	if err := json.Unmarshal([]byte(m.Data[recordKey]), r); err != nil {
 		return nil, fmt.Errorf("ConfigMap %s is no record of a deployment, delete it: %w", m.Name, err)
 	}
-	if r.name() != m.Name || r.Key.Model == "" || r.Key.Revision == "" || r.Kind == "" || r.Replicas < 0 {
+	if r.name() != m.Name || r.Key.Model == "" || r.Key.Revision == "" || r.Kind == "" || r.Replicas < 0 || slices.Contains(r.Names, "") {
 		return nil, fmt.Errorf("ConfigMap %s is no record of a deployment, delete it: it says to be %q of %v", m.Name, r.name(), r.Key)
+	}
+	if r.Model.Name != r.Key.Model || r.engine().Model.Name != r.Key.Model {
+		return nil, fmt.Errorf("ConfigMap %s is no record of a deployment, delete it: its model is %q, and %q in its key", m.Name, r.Model.Name, r.Key.Model)
+	}
+	if r.group() != groupByLabels(m) {
+		return nil, fmt.Errorf("ConfigMap %s is no record of a deployment, delete it: it says to be of %s, and its labels of %s", m.Name, r.group(), groupByLabels(m))
 	}
 	r.version, r.uid, r.written, r.since = m.ResourceVersion, m.UID, m.Data[recordKey], m.CreationTimestamp.Time
 	if len(m.OwnerReferences) > 0 {

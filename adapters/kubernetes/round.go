@@ -240,10 +240,8 @@ func (s *keeper) look(ctx context.Context, group string) {
 		p.fought(b.ident, s.now())
 		s.log.Warn("somebody else has changed an object", "problem", b.text)
 	}
-	if len(todo.putBack) > 0 {
-		s.noted(todo.putBack)
-	}
 	done := s.perform(ctx, situation, &todo, &p)
+	s.told(situation, &todo, done)
 	s.setPace(group, p)
 	s.outcome(ctx, group, errors.Join(err, done))
 	if wait := p.rest(s.now()); wait > 0 {
@@ -360,7 +358,8 @@ func (s *keeper) situation(group string, p *pace) *situation {
 			}
 			return s.workloads[kind]
 		},
-		held: func(id ident) bool { return p.held(id, s.now()) },
+		stored: func(base string) bool { return s.maps.get(recordPrefix+base) != nil },
+		held:   func(id ident) bool { return p.held(id, s.now()) },
 	}
 	for _, o := range s.pods.of(group) {
 		in.pods = append(in.pods, o.(*corev1.Pod)) //nolint:forcetypeassert // the watch is of pods
@@ -413,6 +412,9 @@ func render(w kube.Workload, r *record, replica string, model *metav1.OwnerRefer
 		return nil, err
 	}
 	for _, o := range objects {
+		if name := r.Taken[replica]; name != "" {
+			o.SetName(name)
+		}
 		if w.Counted() {
 			o.SetName(r.Base)
 			for _, at := range [][]string{{"spec", "selector", "matchLabels"}, {"spec", "template", "metadata", "labels"}} {
@@ -469,6 +471,28 @@ func (s *keeper) forgetShapes(base string) {
 	s.memo.Lock()
 	defer s.memo.Unlock()
 	maps.DeleteFunc(s.shapes, func(key [2]string, _ []ident) bool { return key[0] == base })
+}
+
+// told tells people what was done that nobody has asked for.
+func (s *keeper) told(in *situation, todo *actions, err error) {
+	if s.options.Tell == nil || len(in.records) == 0 {
+		s.noted(todo.putBack)
+		return
+	}
+	model := in.records[0].Key.Model
+	for _, b := range todo.putBack {
+		s.options.Tell(Event{Model: model, Warning: true, Reason: "PutBack", Message: b.text})
+	}
+	if err != nil {
+		return // it is done again
+	}
+	pods := map[string][]string{}
+	for _, k := range todo.kill {
+		pods[k.why] = append(pods[k.why], k.name)
+	}
+	for _, why := range slices.Sorted(maps.Keys(pods)) {
+		s.options.Tell(Event{Model: model, Reason: "PodsDeleted", Message: "deleted " + strings.Join(pods[why], ", ") + ": " + why})
+	}
 }
 
 // noted keeps for people what was put back.

@@ -24,7 +24,6 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/mobula-serve/mobula"
-	"github.com/mobula-serve/mobula/adapters"
 )
 
 const (
@@ -50,6 +49,9 @@ type DashboardOptions struct {
 	Address string
 	// Token gives the cluster's token for each request, empty for none. Default: none.
 	Token func() (mobula.Secret, error)
+	// Locate gives address and token of a cluster that moves: Address is but its name then, and Token is not asked. What it gives is kept
+	// while the cluster answers there, for half a minute. Default: none.
+	Locate func(ctx context.Context) (address string, token mobula.Secret, err error)
 	// TLS for https; nil takes the system's roots.
 	TLS *tls.Config
 	// Timeout of a call with its retries, 0 for 10s. A log that is followed has none.
@@ -60,8 +62,8 @@ type DashboardOptions struct {
 
 // Dashboard is a Ray cluster's dashboard over HTTP. Its methods may be called at once; Close it at the end.
 type Dashboard struct {
-	base    string // scheme, host and port
-	token   func() (mobula.Secret, error)
+	base    string // scheme, host and port; of one that moves its name
+	place   *dashboardPlace
 	timeout time.Duration
 	log     *slog.Logger
 	http    *http.Client
@@ -75,12 +77,15 @@ type Dashboard struct {
 
 // NewDashboard makes a client. Nothing is contacted yet.
 func NewDashboard(o DashboardOptions) (*Dashboard, error) {
-	u, err := url.Parse(o.Address)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("address %q of a Ray dashboard: want http://HOST:8265", o.Address)
+	base := o.Address
+	if o.Locate == nil {
+		var err error
+		if base, err = dashboardBase(o.Address); err != nil {
+			return nil, err
+		}
 	}
 	d := &Dashboard{
-		base: u.Scheme + "://" + u.Host, token: o.Token, timeout: cmp.Or(o.Timeout, dashboardTimeout), log: o.Logger, seed: maphash.MakeSeed(),
+		base: base, place: newDashboardPlace(base, o), timeout: cmp.Or(o.Timeout, dashboardTimeout), log: o.Logger, seed: maphash.MakeSeed(),
 		http: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
@@ -96,13 +101,19 @@ func NewDashboard(o DashboardOptions) (*Dashboard, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
-	if d.token == nil {
-		d.token = func() (mobula.Secret, error) { return "", nil }
-	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	return d, nil
+}
+
+// dashboardBase gives scheme, host and port of an address.
+func dashboardBase(address string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return "", fmt.Errorf("address %q of a Ray dashboard: want http://HOST:8265", address)
+	}
+	return u.Scheme + "://" + u.Host, nil
 }
 
 // Close drops idle connections.
@@ -185,6 +196,7 @@ func (d *Dashboard) read(ctx context.Context, c dashboardCall, take func(*http.R
 		},
 	}
 	resp, err := retrier.Do(req)
+	d.place.answered(resp)
 	if err != nil {
 		return d.unreachable(caller, c.what, err)
 	}
@@ -200,7 +212,11 @@ func (d *Dashboard) read(ctx context.Context, c dashboardCall, take func(*http.R
 }
 
 func (d *Dashboard) request(ctx context.Context, c dashboardCall) (*retryablehttp.Request, error) {
-	target := d.base + c.path
+	base, token, err := d.place.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	target := base + c.path
 	if len(c.query) > 0 {
 		target += "?" + c.query.Encode()
 	}
@@ -211,19 +227,15 @@ func (d *Dashboard) request(ctx context.Context, c dashboardCall) (*retryablehtt
 	if c.kind != "" {
 		req.Header.Set("Content-Type", c.kind)
 	}
-	return req, d.authorize(req.Request)
+	authorize(req.Request, token)
+	return req, nil
 }
 
-func (d *Dashboard) authorize(req *http.Request) error {
+func authorize(req *http.Request, token mobula.Secret) {
 	req.Header.Set("User-Agent", "mobula") // Ray refuses what looks like a browser
-	token, err := d.token()
-	if err != nil {
-		return fmt.Errorf("%w: its token: %w", adapters.ErrUnavailable, err)
-	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
-	return nil
 }
 
 // checkRetry takes all calls for idempotent: jobs have their IDs from us. A GET that Ray answers with 500 is not tried

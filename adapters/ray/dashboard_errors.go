@@ -28,7 +28,7 @@ func (d *Dashboard) failed(what string, err error) error {
 }
 
 func (d *Dashboard) notRay(why string) error {
-	return fmt.Errorf("%s: %w: %s; platform.ray.address is the dashboard's, port 8265 by default", d.base, ErrNotRay, why)
+	return fmt.Errorf("%s: %w: %s; %s", d.base, ErrNotRay, why, d.place.what())
 }
 
 // unreachable is an error of the connection. What the caller gave up is no error of the cluster.
@@ -57,7 +57,7 @@ func (d *Dashboard) refused(what string, resp *http.Response, body []byte) error
 	code, said := resp.StatusCode, dashboardText(body)
 	switch {
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		return d.failed(what, fmt.Errorf("%w: %s (HTTP %d); give the cluster's token with platform.ray.tokenFile", ErrDenied, said, code))
+		return d.failed(what, fmt.Errorf("%w: %s (HTTP %d); %s", ErrDenied, said, code, d.place.advice()))
 	case code >= 300 && code < 400:
 		return d.notRay(fmt.Sprintf("it sends elsewhere (HTTP %d to %s)", code, shorten(resp.Header.Get("Location"), dashboardMaxText)))
 	case code == http.StatusNotFound:

@@ -33,18 +33,23 @@ func (d *Dashboard) Logs(ctx context.Context, actorID string, tail int, follow b
 		media = "stream"
 		query.Set("interval", dashboardInterval)
 	}
-	streaming, cancel := context.WithCancel(ctx)
-	req, err := http.NewRequestWithContext(streaming, http.MethodGet, d.base+"/api/v0/logs/"+media+"?"+query.Encode(), nil)
-	if err == nil {
-		err = d.authorize(req)
+	looking, found := context.WithTimeout(ctx, d.timeout)
+	base, token, err := d.place.get(looking)
+	found()
+	if err != nil {
+		return nil, d.failed(what, err)
 	}
+	streaming, cancel := context.WithCancel(ctx)
+	req, err := http.NewRequestWithContext(streaming, http.MethodGet, base+"/api/v0/logs/"+media+"?"+query.Encode(), nil)
 	if err != nil {
 		cancel()
 		return nil, d.failed(what, err)
 	}
+	authorize(req, token)
 	late := time.AfterFunc(d.timeout, cancel) // the head of an answer has to come in time, its body may take as long as it likes
 	resp, err := d.http.Do(req)
 	inTime := late.Stop()
+	d.place.answered(resp)
 	if err != nil {
 		cancel()
 		if !inTime && ctx.Err() == nil {

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -48,7 +52,9 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 	defer probes.close()
 	who := o.objects.identity()
 	_, _ = fmt.Fprintf(a.stdout, "control plane of the fleet %s in namespace %s: %s stands for the lease %s\n", o.objects.fleet, c.Namespace, who, o.lease)
-	err = markLeader(ctx, c, logger, false) // what a former life of this pod has left
+	if err = awaitRights(ctx, o, c, probes, logger); err == nil {
+		err = markLeader(ctx, c, logger, false) // what a former life of this pod has left
+	}
 	if err == nil {
 		err = leader.Lead(ctx, leader.Options{Client: c.Client, Namespace: c.Namespace, Lease: o.lease, Identity: who, Logger: logger}, func(ctx context.Context) error {
 			probes.leads.Store(true)
@@ -59,6 +65,47 @@ func (a *app) controlObjects(ctx context.Context, o controlOptions) error {
 		return nil
 	}
 	return err
+}
+
+// awaitRights waits until this process may do what it takes to lead, and to say in the objects what else is missing.
+func awaitRights(ctx context.Context, o controlOptions, c *kubernetes.Connection, probes *probes, logger *slog.Logger) error {
+	rule := func(group, resource, name string, verbs ...string) rbacv1.PolicyRule {
+		r := rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, Verbs: verbs}
+		if name != "" {
+			r.ResourceNames = []string{name}
+		}
+		return r
+	}
+	rules := []rbacv1.PolicyRule{
+		rule("coordination.k8s.io", "leases", o.lease, "get", "update"),
+		rule("", "secrets", o.state, "get", "update"),
+		rule("", "pods", "", "patch"),
+	}
+	if o.objects.controlSecret != "" {
+		rules = append(rules, rule("", "secrets", o.objects.controlSecret, "get", "update"))
+	}
+	for _, resource := range []string{"fleets", "models", "loras"} {
+		rules = append(rules, rule(kube.Group, resource, "", "list", "watch"), rule(kube.Group, resource+"/status", "", "patch"))
+	}
+	defer probes.leads.Store(false)
+	for said := ""; ; {
+		err := kubernetes.Permitted(ctx, c, rules)
+		if err == nil || errors.Is(err, adapters.ErrUnavailable) { // who stands for election waits for the API server too
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		probes.leads.Store(true) // and is not ready
+		if all := kubernetes.Permitted(ctx, c, append(kubernetes.Rules(), rules...)); all != nil {
+			err = all
+		}
+		if said != err.Error() {
+			said = err.Error()
+			logger.ErrorContext(ctx, "rights are missing, waiting for them", "err", err)
+		}
+		pause(ctx, objectsPause)
+	}
 }
 
 // leadObjects is the control plane while it leads.
@@ -79,11 +126,15 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	defer func() { _ = l.Close() }()
 	var objects *resources.Source // made once it is known what was applied last, before anything runs
 	var backend *objectPlane
+	var p *plane
 	p, access, err := who.plane(l, o.address, planeOptions{
 		Logger: logger,
 		Kubernetes: kubernetes.Options{
 			Client: c.Client, Dynamic: c.Dynamic, Namespace: c.Namespace, OwnImage: o.image,
 			Owner: func(model string) *metav1.OwnerReference { return objects.Owner(model) },
+			Tell: func(e kubernetes.Event) {
+				p.control.Tell(control.Event{Warning: e.Warning, Object: "model/" + e.Model, Reason: e.Reason, Message: e.Message})
+			},
 		},
 		Backend: func(c *control.Control) api.Backend {
 			backend = &objectPlane{Control: c}
@@ -95,6 +146,10 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	}
 	previous, err := p.control.Fleet(ctx)
 	if err != nil && !errors.Is(err, control.ErrNotFound) { // nothing has been applied before
+		return err
+	}
+	told, err := p.lastEvent(ctx)
+	if err != nil {
 		return err
 	}
 	wrong := func(e resources.Event) {
@@ -119,7 +174,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	g.Go(func() error { return p.run(ctx) })
 	g.Go(func() error { return p.applyObjects(ctx, objects) })
 	g.Go(func() error { return p.showObjects(ctx, objects) })
-	g.Go(func() error { return p.tellObjects(ctx, events) })
+	g.Go(func() error { return p.tellObjects(ctx, events, told) })
 	g.Go(func() error { return markLeader(ctx, c, logger, true) })
 	return g.Wait()
 }
@@ -219,6 +274,7 @@ func publishAccess(ctx context.Context, c *kubernetes.Connection, name string, a
 
 // applyObjects has the control plane want what the objects say.
 func (p *plane) applyObjects(ctx context.Context, objects *resources.Source) error {
+	said := ""
 	for version := int64(0); ctx.Err() == nil; {
 		state := objects.Next(ctx, version)
 		if ctx.Err() != nil {
@@ -239,8 +295,14 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source) err
 		}
 		_, err = p.control.Apply(ctx, state.File, sourceOfObjects(fleet.Name), false, true)
 		objects.Took(version, err)
-		if err != nil && ctx.Err() == nil {
-			p.logger.ErrorContext(ctx, "the objects can't be applied, what was applied before stays", "err", err)
+		if err == nil {
+			said = ""
+		} else if ctx.Err() == nil {
+			if said != err.Error() {
+				said = err.Error()
+				p.control.Tell(control.Event{Warning: true, Object: "fleet", Reason: "Refused", Message: said})
+				p.logger.ErrorContext(ctx, "the objects can't be applied, what was applied before stays", "err", err)
+			}
 			pause(ctx, objectsPause)
 			version = 0 // look again
 		}
@@ -261,9 +323,13 @@ func (p *plane) impossible(ctx context.Context, fleet *mobula.Fleet) map[string]
 		if !m.Placed() {
 			continue
 		}
+		check := func(d adapters.Deployment) error { return p.platforms.Check(ctx, d) }
+		if fleet.Platform.OnKubernetes() != nil && !fleet.Platform.KubeRay.Shares() { // which may not be in use yet
+			check = func(d adapters.Deployment) error { return p.pods.Possible(fleet.Platform, d) }
+		}
 		d := adapters.Deployment{Key: adapters.Key{Fleet: fleet.Name, Model: m.Name, Revision: "check"}, Model: fleet.Engine(m), Replicas: 1}
-		if err := p.platforms.Check(ctx, d); err != nil && !errors.Is(err, adapters.ErrUnavailable) {
-			why[m.Name] = err.Error()
+		if err := check(d); err != nil && !errors.Is(err, adapters.ErrUnavailable) {
+			why[m.Name] = strings.ReplaceAll(err.Error(), "models["+m.Name+"].", "spec.") // as the object has it
 		}
 	}
 	return why
@@ -313,12 +379,17 @@ func statusOf(v *control.View) *resources.Status {
 	return s
 }
 
-// tellObjects has what happens be Events of the objects.
-func (p *plane) tellObjects(ctx context.Context, events *resources.Events) error {
-	after := int64(0)
-	if old, err := p.control.Events(ctx, 0, false); err == nil && len(old) > 0 {
-		after = old[len(old)-1].Seq // told before
+// lastEvent is the number of the newest event: those before it were told by who led before.
+func (p *plane) lastEvent(ctx context.Context) (int64, error) {
+	old, err := p.control.Events(ctx, 0, false)
+	if err != nil || len(old) == 0 {
+		return 0, err
 	}
+	return old[len(old)-1].Seq, nil
+}
+
+// tellObjects has what happens after an event be Events of the objects.
+func (p *plane) tellObjects(ctx context.Context, events *resources.Events, after int64) error {
 	for {
 		list, err := p.control.Events(ctx, after, true)
 		if ctx.Err() != nil {
@@ -327,9 +398,58 @@ func (p *plane) tellObjects(ctx context.Context, events *resources.Events) error
 		if err != nil {
 			return err
 		}
+		view, err := p.control.View(ctx, 0)
+		if err != nil {
+			return err
+		}
+		models := make(map[string]string, len(view.Replicas))
+		for i := range view.Replicas {
+			models[view.Replicas[i].ID] = view.Replicas[i].Model
+		}
 		for _, e := range list {
 			after = max(after, e.Seq)
-			events.Tell(resources.Event{Warning: e.Warning, Object: e.Object, Reason: e.Reason, Message: e.Message})
+			if about, ok := objectEvent(e, models); ok {
+				events.Tell(about)
+			}
 		}
 	}
+}
+
+// objectEvent is what objects tell of an event: what is wrong with a replica is told of its model. That replicas and hosts are well their pods and
+// nodes say themselves.
+func objectEvent(e control.Event, models map[string]string) (resources.Event, bool) {
+	told := resources.Event{Warning: e.Warning, Object: e.Object, Reason: e.Reason, Message: e.Message}
+	kind, name, _ := strings.Cut(e.Object, "/")
+	if !e.Warning && (kind == "replica" || kind == "host") {
+		return told, false
+	}
+	if model, known := models[name]; known && kind == "replica" {
+		told.Object, told.Message = "model/"+model, e.Object+": "+e.Message
+	}
+	return told, true
+}
+
+// View is what the control plane knows, with the models whose objects are not in use as they are: people look for them here too.
+func (p *objectPlane) View(ctx context.Context, after int64) (*control.View, error) {
+	v, err := p.Control.View(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	why := p.objects.Rejected()
+	if len(why) == 0 {
+		return v, nil
+	}
+	more := *v
+	more.Models = slices.Clone(v.Models)
+	for i := range more.Models {
+		m := &more.Models[i]
+		if text := why[m.Name]; text != "" {
+			m.Reason = strings.TrimSuffix(text+"; "+m.Reason, "; ")
+			delete(why, m.Name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(why)) {
+		more.Models = append(more.Models, control.ModelStatus{Name: name, Rollout: control.RolloutFailed, Reason: why[name]})
+	}
+	return &more, nil
 }

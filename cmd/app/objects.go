@@ -107,27 +107,66 @@ type secretPlane struct {
 	connection *kubernetes.Connection
 	secret     string
 
-	mu    sync.Mutex
-	plane *client.Client
+	mu       sync.Mutex
+	plane    *client.Client
+	replaced context.CancelFunc // ends what uses plane
+	living   context.Context    // until plane is replaced
 }
 
 // Report implements planeLink.
 func (p *secretPlane) Report(ctx context.Context, r mobula.Report) error {
+	plane, living, err := p.get(ctx)
+	if err != nil {
+		return err
+	}
+	err = plane.Report(ctx, r)
+	if err != nil { // in time or not: a client tries for as long as it may
+		p.drop(living)
+	}
+	return err
+}
+
+// Run implements adapters.Discoverer: the endpoints as the control plane knows them. While it is away nothing is sent.
+func (p *secretPlane) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
+	for ctx.Err() == nil {
+		if plane, living, err := p.get(ctx); err == nil {
+			one, stop := context.WithCancel(ctx)
+			end := context.AfterFunc(living, stop)
+			_ = plane.Discoverer().Run(one, up) // it ends with one only
+			end()
+			stop()
+		}
+		pause(ctx, followPause)
+	}
+	return ctx.Err()
+}
+
+// get gives a client, and what ends when it is replaced.
+func (p *secretPlane) get(ctx context.Context) (*client.Client, context.Context, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.plane == nil {
+		ctx, cancel := context.WithTimeout(ctx, 5*reportEvery)
+		defer cancel()
 		plane, err := p.open(ctx)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		p.plane = plane
+		p.living, p.replaced = context.WithCancel(context.Background())
 	}
-	err := p.plane.Report(ctx, r)
-	if err != nil { // in time or not: a client tries for as long as it may
+	return p.plane, p.living, nil
+}
+
+// drop has the Secret be read again, unless it was since living began.
+func (p *secretPlane) drop(living context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.plane != nil && p.living == living {
+		p.replaced()
 		p.plane.Close()
 		p.plane = nil
 	}
-	return err
 }
 
 func (p *secretPlane) open(ctx context.Context) (*client.Client, error) {
@@ -153,10 +192,9 @@ func (p *secretPlane) open(ctx context.Context) (*client.Client, error) {
 // Close ends the connections.
 func (p *secretPlane) Close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.plane != nil {
-		p.plane.Close()
-	}
+	living := p.living
+	p.mu.Unlock()
+	p.drop(living)
 }
 
 // followObjects has a router follow objects: it waits for the fleet that they make. stop ends the watching, after the router.
@@ -177,6 +215,7 @@ func (a *app) followObjects(ctx context.Context, o objectFlags, r *routerOptions
 	link := objectLink{objects: objects}
 	if o.controlSecret != "" {
 		link.reports = &secretPlane{connection: c, secret: o.controlSecret}
+		r.Shared = link.reports
 	}
 	watch, end := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})

@@ -73,7 +73,8 @@ func newPlane(o planeOptions) (*plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hosts: %w", err)
 	}
-	p.cluster, err = ray.New(ray.Options{Store: o.Store, Control: o.ID, Logger: o.Logger})
+	shared := sharedRay{client: o.Kubernetes.Dynamic, namespace: o.Kubernetes.Namespace, version: o.Version, logger: o.Logger}
+	p.cluster, err = ray.New(ray.Options{Store: o.Store, Control: o.ID, Dial: shared.dial, Logger: o.Logger})
 	if err != nil {
 		return nil, fmt.Errorf("platform ray: %w", err)
 	}
@@ -83,15 +84,12 @@ func newPlane(o planeOptions) (*plane, error) {
 		if want.KubeRay == nil {
 			return nil
 		}
-		if want.KubeRay.Shared != (mobula.KubeRayShared{}) {
-			return errors.New("platform.kuberay.shared: engines in a RayCluster of others are not there yet: leave it out, or use platform.ray with the address of its dashboard")
-		}
 		return kuberay.Check(ctx, c.Client.Discovery())
 	}
 	if p.pods, err = kubernetes.New(o.Kubernetes); err != nil {
 		return nil, fmt.Errorf("platform kubernetes: %w", err)
 	}
-	p.platforms = newPlatforms(p.hosts, p.cluster, p.pods)
+	p.platforms = newPlatforms(p.hosts, p.cluster, p.pods, shared)
 	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.platforms, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
 	if err != nil {
 		return nil, err

@@ -35,14 +35,15 @@ type platforms struct {
 	hosts   *static.Hosts
 	cluster *ray.Cluster
 	pods    *kubernetes.Cluster
+	shared  sharedRay
 	// endpoints are those of the platform; it is not known before the first Configure.
 	endpoints *switched
 
 	current atomic.Pointer[platform]
 }
 
-func newPlatforms(hosts *static.Hosts, cluster *ray.Cluster, pods *kubernetes.Cluster) *platforms {
-	p := &platforms{hosts: hosts, cluster: cluster, pods: pods, endpoints: newSwitched()}
+func newPlatforms(hosts *static.Hosts, cluster *ray.Cluster, pods *kubernetes.Cluster, shared sharedRay) *platforms {
+	p := &platforms{hosts: hosts, cluster: cluster, pods: pods, shared: shared, endpoints: newSwitched()}
 	p.current.Store(new(platform(hosts)))
 	return p
 }
@@ -58,6 +59,10 @@ func (p *platforms) now() platform { return *p.current.Load() }
 // Configure has the fleet's platform be the one that is asked from now on. The others have to be empty: nobody
 // would look after what they run.
 func (p *platforms) Configure(ctx context.Context, fleet string, want mobula.Platform, dry bool) error {
+	want, err := p.shared.platform(want)
+	if err != nil {
+		return err
+	}
 	var to settable // nil for hosts of mobula agent
 	switch {
 	case want.Ray != nil:

@@ -45,6 +45,8 @@ type routerOptions struct {
 	// is to look for them itself.
 	Plane     planeLink
 	Endpoints adapters.Discoverer
+	// Shared are the engines in a RayCluster of others, nil when the router is to look for them itself.
+	Shared adapters.Discoverer
 	// Kubernetes is how the router finds the engines of a fleet on a Kubernetes cluster by itself.
 	Kubernetes kubernetes.DiscoveryOptions
 }
@@ -125,7 +127,7 @@ func newRouter(o routerOptions) (*router, error) {
 	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.registry.MustRegister(buildInfo(o.Version, f.Name))
 	var err error
-	if r.source, err = newSource(f, o.Plane != nil && o.Endpoints != nil, o.Kubernetes, o.Logger); err != nil {
+	if r.source, err = newSource(f, o.Plane != nil && o.Endpoints != nil, o.Shared, o.Kubernetes, o.Logger); err != nil {
 		return nil, err
 	}
 	if r.others, err = providers.New(f.Providers, providers.Options{}); err != nil {

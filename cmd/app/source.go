@@ -81,25 +81,40 @@ type source struct {
 	pods    *kubernetes.Discovery // nil before the fleet is on a Kubernetes cluster
 	options kubernetes.DiscoveryOptions
 	follows bool // a control plane tells of what is on the cluster
-	logger  *slog.Logger
+	// shared are engines in a RayCluster of others, as a control plane tells of them; nil when the router is to look there itself.
+	shared adapters.Discoverer
+	logger *slog.Logger
 }
 
-func newSource(f *mobula.Fleet, follows bool, pods kubernetes.DiscoveryOptions, logger *slog.Logger) (*source, error) {
+func newSource(f *mobula.Fleet, follows bool, shared adapters.Discoverer, pods kubernetes.DiscoveryOptions, logger *slog.Logger) (*source, error) {
 	fixed, err := static.New(mobula.Static{}, static.Options{})
 	if err != nil {
 		return nil, err
 	}
-	s := &source{switched: newSwitched(), fixed: fixed, follows: follows, options: pods, logger: logger}
+	s := &source{switched: newSwitched(), fixed: fixed, follows: follows, shared: shared, options: pods, logger: logger}
 	return s, s.update(f)
 }
 
 // update takes another fleet. On an error what is there stays.
 func (s *source) update(f *mobula.Fleet) error {
 	p := f.Platform
+	if p.KubeRay.Shares() && !s.follows {
+		if s.shared != nil {
+			s.set(s.shared)
+			return nil
+		}
+		if s.options.Client != nil {
+			return errors.New("platform.kuberay.shared: a router with --kubernetes hears of these engines from the control plane: want --control-secret")
+		}
+		var err error
+		if p, err = (sharedRay{version: s.options.Version, logger: s.logger}).platform(p); err != nil {
+			return err
+		}
+	}
 	if p.Ray != nil && !s.follows {
 		var err error
 		if s.cluster == nil {
-			s.cluster, err = ray.NewDiscovery(f.Name, *p.Ray, ray.DiscoveryOptions{Logger: s.logger})
+			s.cluster, err = ray.NewDiscovery(f.Name, *p.Ray, ray.DiscoveryOptions{Dial: sharedRay{version: s.options.Version, logger: s.logger}.dial, Logger: s.logger})
 		} else {
 			err = s.cluster.Update(f.Name, *p.Ray)
 		}

@@ -1,12 +1,18 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
 	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
@@ -29,6 +35,17 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 			return w.is(resources.KindModel, name, resources.ConditionAccepted, "False", "Invalid", texts...)
 		})
 		require.Contains(t, w.Log("control-a"), texts[0])
+		model, object := name, name
+		if id := w.object(resources.KindModel, name).Get("spec.name").String(); id != "" {
+			model, object = id, "chat" // which has the name
+		}
+		w.Await("it is an event of the Model", func() bool {
+			return strings.Contains(w.events(resources.KindModel, object), texts[0]) && strings.Contains(w.events(resources.KindModel, object), "Invalid: ")
+		})
+		said := w.Run("describe", "model", model)
+		require.Contains(t, said, "the Model object "+name+" is not in use: ")
+		require.Contains(t, said, texts[0])
+		require.Regexp(t, `(?m)^`+regexp.QuoteMeta(model)+` .*the Model object `+name, w.Run("get", "models", "-o", "wide"))
 		require.Empty(t, w.pods(name))
 		load.More(10)
 		w.remove(resources.KindModel, name)
@@ -51,14 +68,54 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 	t.Run("a second Model of one name", func(t *testing.T) {
 		refused(t, "twin", "name: "+chatModel+", engine: {kind: sim}", chatModel)
 	})
-	t.Run("what was right before stays", func(*testing.T) {
+	t.Run("what was right before stays", func(t *testing.T) {
 		w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":{"cpu":"many"}}}`)
 		w.Await("it is refused", func() bool {
 			return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Invalid", `kubernetes.cpu: want a quantity`, "what it was before stays")
 		})
+		require.Regexp(t, `Rollout: +Complete .*the Model object chat is not in use as it is now, what it was before stays: spec.kubernetes.cpu`, w.Run("describe", "model", chatModel))
 		load.More(10)
 		w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":null}}`)
 		w.awaitServing("chat", 2)
+	})
+
+	t.Run("a Model of a fleet that is not there", func(t *testing.T) {
+		w.apply(modelObject("lost", "fleet: other, replicas: 1, engine: {kind: sim}"))
+		const why = `there is no Fleet object "other" in namespace default; it has default: name one in the Models' spec.fleet`
+		w.Await("it says so", func() bool {
+			return w.is(resources.KindModel, "lost", resources.ConditionAccepted, "False", "NoFleet", why)
+		})
+		w.Await("an event of the Fleet", func() bool { return strings.Contains(w.events(resources.KindFleet, "default"), why) })
+		require.Contains(t, w.Run("events"), why)
+		require.Contains(t, w.Log("control-a"), "a Model has no fleet")
+		require.Empty(t, w.pods("lost"))
+		w.remove(resources.KindModel, "lost")
+	})
+	t.Run("what others change is put back", func(t *testing.T) {
+		name := w.cluster.Objects("deployments", "default", "")[0].GetName()
+		_, err := w.cluster.Client().AppsV1().Deployments("default").Patch(t.Context(), name, types.MergePatchType,
+			[]byte(`{"spec":{"revisionHistoryLimit":7}}`), metav1.PatchOptions{FieldManager: "kubectl-edit"})
+		require.NoError(t, err)
+		const why = "spec.revisionHistoryLimit was changed by kubectl-edit and is put back: change the fleet or the Model instead"
+		w.Await("the Model's events say so", func() bool {
+			return strings.Contains(w.events(resources.KindModel, "chat"), "PutBack: Deployment "+name+": "+why)
+		})
+		w.Await("so does describe", func() bool { return strings.Contains(w.Run("describe", "model", chatModel), why) })
+		require.Contains(t, w.Log("control-a"), why)
+	})
+	t.Run("a second control plane of the fleet", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "fleet.yaml")
+		require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "apiVersion: mobula/v1\nkind: Fleet\nname: default\nplatform: {kubernetes: {kubeconfig: %s, namespace: default}}\nmodels: [{name: more, replicas: 1, engine: {kind: sim}}]\n", w.kubeconfig), 0o600))
+		second := runCLI(t, nil, "control", "-f", file, "--listen", "127.0.0.1:0", "--data", t.TempDir())
+		w.Await("it says whose the fleet is", func() bool {
+			return strings.Contains(second.stderr.String(), "namespace default has a Fleet object default, whose own control plane looks after the engines")
+		})
+		w.startControl("control-b")
+		w.Await("another one of objects stands by", func() bool {
+			return strings.Contains(w.Log("control-b"), "another control plane leads") && strings.Contains(w.Log("control-b"), "leader=control-a")
+		})
+		w.Stop("control-b")
+		require.Empty(t, w.pods("more"))
 	})
 
 	// What could be, but not here or now, is tried, and told of.
@@ -71,6 +128,8 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 		})
 		require.Contains(t, w.Run("describe", "model", "large"), why)
 		require.Contains(t, w.Run("get", "replicas", "-o", "wide"), why)
+		w.Await("events of the Model", func() bool { return strings.Contains(w.events(resources.KindModel, "large"), why) })
+		require.Contains(t, w.Log("control-a"), why)
 		w.remove(resources.KindModel, "large")
 	})
 	t.Run("an engine that ends at once", func(t *testing.T) {
@@ -135,7 +194,7 @@ func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
 	for resource, kind := range all {
 		w.cluster.Register(resources.Fleets().GroupVersion().WithResource(resource), kind, true, "status", "scale")
 	}
-	both("models of namespace default may not be read: bind the chart's Role to this service account")
+	both("models of namespace default may not be read: grant get, list and watch of fleets, models and loras in mobula.dev there, by a Role and a RoleBinding to who asks (the chart makes them with rbac.create)")
 	w.cluster.Allow("list", "models")
 	w.cluster.Allow("watch", "models")
 	both("there is no Fleet object")
@@ -155,4 +214,54 @@ func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
 	router.stdout.await(t, "listening on ")
 	w.URL = strings.TrimSpace(strings.TrimPrefix(router.stdout.String(), "listening on "))
 	w.awaitAnswers(chatModel)
+}
+
+func TestKubernetesControlPlaneWithoutRightsSaysWhich(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.cluster.Deny("update", "leases")
+	w.cluster.Deny("watch", "pods")
+	w.startControl("control-a")
+	w.Await("what is missing", func() bool {
+		log := w.Log("control-a")
+		return strings.Contains(log, "rights are missing, waiting for them") &&
+			strings.Contains(log, "missing rights in namespace default: update leases.coordination.k8s.io/mobula-control; watch pods: grant them by a Role and a RoleBinding there")
+	})
+	w.cluster.Allow("update", "leases")
+	w.cluster.Allow("watch", "pods")
+	w.leads("control-a")
+}
+
+func TestKubeRayThatIsMissingIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rayclusters := schema.GroupVersionResource{Group: "ray.io", Version: "v1", Resource: "rayclusters"}
+	for _, resource := range []string{"rayclusters", "rayservices", "rayjobs"} {
+		w.cluster.Unregister(rayclusters.GroupVersion().WithResource(resource))
+	}
+	w.startControl("control-a")
+	w.leads("control-a")
+	w.apply(strings.Replace(fleetObject, "spec: {}", "spec: {platform: {kuberay: {}}}", 1) +
+		modelObject("bare", "replicas: 1, resources: {hosts: 2, gpus: 16}") +
+		modelObject("big", "replicas: 1, resources: {hosts: 2, gpus: 16}, kubernetes: {image: 'example/vllm-ray:v1'}"))
+	refused := func(texts ...string) {
+		t.Helper()
+		w.Await("it is refused: "+texts[0], func() bool {
+			return w.is(resources.KindFleet, "default", resources.ConditionAccepted, "False", "Refused", texts...)
+		})
+		require.Contains(t, w.Log("control-a"), texts[0])
+		require.Contains(t, w.Run("describe", "model", "big"), texts[0])
+		w.Await("an event of the Fleet", func() bool { return strings.Contains(w.events(resources.KindFleet, "default"), texts[0]) })
+	}
+	refused("KubeRay is not installed in this cluster", "helm install kuberay-operator kuberay-operator --repo")
+	w.cluster.Register(schema.GroupVersionResource{Group: "ray.io", Version: "v1alpha1", Resource: "rayclusters"}, "RayCluster", true, "status")
+	refused("KubeRay is too old: it serves ray.io/[v1alpha1] and not ray.io/v1", "1.5.1 or newer")
+	w.cluster.Pause(true) // nobody acts on RayClusters
+	w.cluster.Register(rayclusters, "RayCluster", true, "status")
+	w.Await("its RayCluster is not taken up", func() bool {
+		return w.is(resources.KindModel, "big", resources.ConditionReady, "False", "ReplicasMissing", "KubeRay's operator has not taken RayCluster default/", "up: it does not run, does not watch this namespace")
+	})
+	w.Await("so says describe", func() bool {
+		return strings.Contains(w.Run("describe", "model", "big"), "KubeRay's operator has not taken")
+	})
 }

@@ -38,6 +38,8 @@ type Cluster struct {
 	operated bool
 	// image is what Mobula's image is called in the cluster, once ImportMobula has brought it there.
 	image string
+	// binary is the mobula of that image, as a file on this machine.
+	binary string
 }
 
 // Start brings a cluster up; it ends with the test, and also when the test's process is killed. It fails the test where
@@ -128,6 +130,18 @@ func (c *Cluster) StartPart(t *testing.T, name string) {
 func (c *Cluster) KillPart(t *testing.T, name string) {
 	t.Helper()
 	c.script(t, "kill", name)
+}
+
+// PausePart has a part say nothing until ResumePart, as a machine does that has too much to do.
+func (c *Cluster) PausePart(t *testing.T, name string) {
+	t.Helper()
+	c.script(t, "pause", name)
+}
+
+// ResumePart has it go on.
+func (c *Cluster) ResumePart(t *testing.T, name string) {
+	t.Helper()
+	c.script(t, "resume", name)
 }
 
 func (c *Cluster) script(t *testing.T, args ...string) string {

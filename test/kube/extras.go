@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// ImportMobula builds Mobula's image of this tree and gives it to the node.
+// ImportMobula builds Mobula's image of this tree and gives it to the node. Its binary is there until the test ends.
 func (c *Cluster) ImportMobula(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -30,6 +30,7 @@ func (c *Cluster) ImportMobula(t *testing.T) {
 		require.NoError(t, err, "go %s: %s", strings.Join(args, " "), out)
 	}
 	c.Import(t, archive)
+	c.binary = binary
 }
 
 // FakeToleration is what a pod needs to be placed on nodes of FakeNodes, with the node selector type: kwok.

@@ -30,9 +30,14 @@ func TestKubernetes(t *testing.T) {
 	t.Run("helm installs and removes", c.testHelm)
 	t.Run("the chart serves", c.testServing)
 	t.Run("KubeRay holds engines", c.testKubeRay)
+	t.Run("KubeRay suspends engines", c.testKubeRaySleeps)
 	t.Run("README", c.testReadme)
 	t.Run("times", c.testTimes)
-	t.Run("pods outlive the API server", c.testAPIServerKilled)
+	t.Run("values of a production-stack are installed", c.testConverted)
+	t.Run("a node is drained", c.testDrain)
+	t.Run("a node is lost", c.testNodeLost)
+	t.Run("thousands of pods of others", c.testOthersPods)
+	t.Run("the API server is slow, silent, killed and back", c.testAPIServer)
 }
 
 // TestNothingIsLeft is of a cluster whose keeper is killed, and of one that ends as it should.
@@ -247,23 +252,4 @@ func (c *Cluster) testHelm(t *testing.T) {
 	c.answers(t, "http://"+c.Address(t, namespace, "sim"))
 	c.Helm(t, "uninstall", "first", "--namespace", namespace, "--wait", "--timeout", deadline.String())
 	require.Empty(t, c.Kubectl(t, "--namespace", namespace, "get", "deployments", "--output", "name"))
-}
-
-func (c *Cluster) testAPIServerKilled(t *testing.T) {
-	namespace := c.startEngines(t)
-	url := "http://" + c.Address(t, namespace, "sim")
-	c.answers(t, url)
-	c.KillPart(t, "apiserver")
-	_, err := c.TryKubectl(t.Context(), "get", "nodes")
-	require.Error(t, err)
-	c.answers(t, url)
-	c.StartPart(t, "apiserver")
-	c.Await(t, "the API server answers again", func(ctx context.Context) error {
-		_, err := c.TryKubectl(ctx, "get", "--raw", "/readyz")
-		return err
-	})
-	c.Kubectl(t, "wait", "--for=condition=Ready", "node/node0", "--timeout", deadline.String())
-	c.Kubectl(t, "--namespace", namespace, "rollout", "status", "deployment/sim", "--timeout", deadline.String())
-	restarts := c.Kubectl(t, "--namespace", namespace, "get", "pods", "--output", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
-	require.Equal(t, "0 0", restarts)
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,12 +29,18 @@ const (
 type release struct {
 	*Cluster
 	namespace string
+	values    string // file
 	router    string // URL of its Service
 }
 
 func (c *Cluster) install(t *testing.T, args ...string) *release {
 	t.Helper()
-	r := &release{Cluster: c, namespace: c.Namespace(t)}
+	return c.installValues(t, values, args...)
+}
+
+func (c *Cluster) installValues(t *testing.T, values string, args ...string) *release {
+	t.Helper()
+	r := &release{Cluster: c, namespace: c.Namespace(t), values: values}
 	r.helm(t, "install", args...)
 	t.Cleanup(func() { // owners first, while somebody listens
 		if _, err := c.run(context.WithoutCancel(t.Context()), "", "helm", "uninstall", "mobula", "--namespace", r.namespace, "--ignore-not-found"); err != nil {
@@ -50,7 +55,7 @@ func (r *release) helm(t *testing.T, verb string, args ...string) string {
 	t.Helper()
 	repository, tag, _ := strings.Cut(r.image, ":")
 	return r.Helm(t, append([]string{
-		verb, "mobula", chart, "--namespace", r.namespace, "--values", values, "--wait", "--timeout", deadline.String(),
+		verb, "mobula", chart, "--namespace", r.namespace, "--values", r.values, "--wait", "--timeout", deadline.String(),
 		"--set", "image.repository=" + repository, "--set", "image.tag=" + tag,
 	}, args...)...)
 }
@@ -90,10 +95,38 @@ func (r *release) ready(t *testing.T, replicas int) {
 	})
 }
 
-// chat asks once; an answer that is not whole is an error.
+// removed uninstalls the release and waits until nothing is left of it.
+func (r *release) removed(t *testing.T) {
+	r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
+	r.Await(t, "nothing is left", func(ctx context.Context) error {
+		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "all,configmaps,secrets,leases,serviceaccounts,roles,rolebindings,poddisruptionbudgets,fleets,models,loras", "--output", "name")
+		left = strings.NewReplacer("configmap/kube-root-ca.crt\n", "", "serviceaccount/default\n", "").Replace(left)
+		if err == nil && left != "" {
+			err = fmt.Errorf("there are %s", left)
+		}
+		return err
+	})
+}
+
+// ask is a chat request. An engine takes 5 ms for each token of the answer (values).
+type ask struct {
+	model  string
+	stream bool
+	tokens int
+	// alone has a connection of its own, which kube-proxy brings to any of the routers.
+	alone bool
+}
+
+// chat asks once for a short answer; one that is not whole is an error.
 func chat(ctx context.Context, client *http.Client, url, model string, stream bool) error {
+	return ask{model: model, stream: stream, tokens: 40}.of(ctx, client, url, func(string) {})
+}
+
+// of asks once; an answer that is not whole is an error. begun hears which engine has begun to answer.
+func (a ask) of(ctx context.Context, client *http.Client, url string, begun func(endpoint string)) error {
 	body, err := json.Marshal(map[string]any{
-		"model": model, "stream": stream, "max_tokens": 40, "messages": []any{map[string]any{"role": "user", "content": "Hello!"}},
+		"model": a.model, "stream": a.stream, "max_tokens": a.tokens, "ignore_eos": true,
+		"messages": []any{map[string]any{"role": "user", "content": "Hello!"}},
 	})
 	if err != nil {
 		return err
@@ -103,18 +136,20 @@ func chat(ctx context.Context, client *http.Client, url, model string, stream bo
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Close = a.alone
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	begun(resp.Header.Get("X-Mobula-Endpoint"))
 	answer, err := io.ReadAll(resp.Body)
 	switch text := string(answer); {
 	case err != nil:
-		return fmt.Errorf("after %d bytes: %w", len(answer), err)
-	case resp.StatusCode != http.StatusOK, stream && (!strings.HasSuffix(strings.TrimSpace(text), "data: [DONE]") || strings.Contains(text, `"error"`)),
-		!stream && !strings.Contains(text, `"finish_reason"`):
-		return fmt.Errorf("%s: %s", resp.Status, text[max(0, len(text)-500):])
+		return fmt.Errorf("%s, after %d bytes: %w", resp.Header.Get("X-Mobula-Endpoint"), len(answer), err)
+	case resp.StatusCode != http.StatusOK, !strings.Contains(text, `"finish_reason":"length"`),
+		a.stream && (!strings.HasSuffix(strings.TrimSpace(text), "data: [DONE]") || strings.Contains(text, `"error"`)):
+		return fmt.Errorf("%s, of %q: %s", resp.Status, resp.Header.Get("X-Mobula-Endpoint"), text[max(0, len(text)-500):])
 	}
 	return nil
 }
@@ -127,7 +162,7 @@ func (r *release) answered(t *testing.T, model string) {
 	})
 }
 
-// load asks again and again from several sides, half of them for streams if there may be some.
+// load asks again and again from several sides.
 type load struct {
 	t    *testing.T
 	stop context.CancelFunc
@@ -135,25 +170,28 @@ type load struct {
 	good atomic.Int64
 	mu   sync.Mutex
 	bad  []string
+	// Answers that have begun, and those that have not ended, by engine.
+	begun, running map[string]int
 }
 
+// load asks for short answers, half of them as streams if there may be some.
 func (r *release) load(t *testing.T, streams bool) *load {
 	t.Helper()
+	short, stream := ask{model: model, tokens: 40}, ask{model: model, tokens: 40, stream: streams}
+	return r.loadOf(t, stream, short, stream, short)
+}
+
+// loadOf asks each of them again and again.
+func (r *release) loadOf(t *testing.T, asks ...ask) *load {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
-	l := &load{t: t, stop: stop}
-	for i := range 4 {
+	l := &load{t: t, stop: stop, begun: map[string]int{}, running: map[string]int{}}
+	for _, a := range asks {
 		l.done.Go(func() {
-			transport := &http.Transport{}
-			defer transport.CloseIdleConnections()
+			client := &http.Client{Transport: &http.Transport{}, Timeout: deadline}
+			defer client.CloseIdleConnections()
 			for ctx.Err() == nil {
-				err := chat(context.WithoutCancel(ctx), &http.Client{Transport: transport, Timeout: deadline}, r.router, model, streams && i%2 == 0)
-				if err == nil {
-					l.good.Add(1)
-					continue
-				}
-				l.mu.Lock()
-				l.bad = append(l.bad, time.Now().Format(time.TimeOnly)+" "+err.Error())
-				l.mu.Unlock()
+				l.once(context.WithoutCancel(ctx), client, r.router, a)
 			}
 		})
 	}
@@ -162,6 +200,34 @@ func (r *release) load(t *testing.T, streams bool) *load {
 		l.done.Wait()
 	})
 	return l
+}
+
+func (l *load) once(ctx context.Context, client *http.Client, url string, a ask) {
+	var by string
+	err := a.of(ctx, client, url, func(endpoint string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		by = endpoint
+		l.begun[by]++
+		l.running[by]++
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if by != "" {
+		l.running[by]--
+	}
+	if err == nil {
+		l.good.Add(1)
+		return
+	}
+	l.bad = append(l.bad, time.Now().Format(time.TimeOnly)+" "+err.Error())
+}
+
+// of is how many answers an engine has begun, and how many of them it has not ended.
+func (l *load) of(endpoint string) (begun, running int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.begun[endpoint], l.running[endpoint]
 }
 
 // more waits for further answers.
@@ -313,41 +379,5 @@ spec: {replicas: 1, engine: {kind: sim}, kubernetes: {pod: {spec: {tolerationz: 
 		r.kubectl(t, "delete", "models", "pulled", "crashing", "gpus", "misspelt")
 		r.answered(t, model)
 	})
-	t.Run("nothing is left", func(t *testing.T) {
-		r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
-		r.Await(t, "nothing is left", func(ctx context.Context) error {
-			left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "all,configmaps,secrets,leases,serviceaccounts,roles,rolebindings,poddisruptionbudgets,fleets,models,loras", "--output", "name")
-			left = strings.NewReplacer("configmap/kube-root-ca.crt\n", "", "serviceaccount/default\n", "").Replace(left)
-			if err == nil && left != "" {
-				err = fmt.Errorf("there are %s", left)
-			}
-			return err
-		})
-	})
-}
-
-// testKubeRay has RayClusters on nodes that kwok makes up: the operator is real, and no engine runs.
-func (c *Cluster) testKubeRay(t *testing.T) {
-	c.FakeNodes(t, 2, 8)
-	c.KubeRay(t)
-	r := c.install(t, "--values", filepath.Join("testdata", "values-kuberay.yaml"))
-	const big = "model/big"
-	r.Await(t, "the RayCluster is ready", func(ctx context.Context) error {
-		state, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "rayclusters", "--output", "jsonpath={.items[*].status.state}")
-		if err == nil && state != "ready" {
-			err = fmt.Errorf("it is %q", state)
-		}
-		return err
-	})
-	require.Equal(t, "16", r.kubectl(t, "get", "rayclusters", "--output", "jsonpath={.items[*].status.desiredGPU}"))
-	r.awaitField(t, big, ".status.ready", "1/1")
-	require.Len(t, strings.Fields(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name")), 1, "workers are no endpoints")
-	r.kubectl(t, "scale", big, "--replicas", "0")
-	r.Await(t, "the RayCluster is gone", func(ctx context.Context) error {
-		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "rayclusters", "--output", "name")
-		if err == nil && left != "" {
-			err = fmt.Errorf("there is %s", left)
-		}
-		return err
-	})
+	t.Run("nothing is left", r.removed)
 }

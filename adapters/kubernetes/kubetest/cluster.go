@@ -66,6 +66,7 @@ type Cluster struct {
 	server   *http.Server // nil while it is down
 	closed   bool
 	cut      chan struct{} // closed to end all watches
+	cutLogs  chan struct{} // closed to break all logs that are followed
 	store    *store
 	managers map[string]*fieldManager
 	play
@@ -81,7 +82,7 @@ func New(opts Options) *Cluster {
 		opts.Nodes = []Node{{Name: "node-1", GPUs: 1_000_000}}
 	}
 	c := &Cluster{
-		opts: opts, transport: &http.Transport{MaxIdleConnsPerHost: 100}, cut: make(chan struct{}),
+		opts: opts, transport: &http.Transport{MaxIdleConnsPerHost: 100}, cut: make(chan struct{}), cutLogs: make(chan struct{}),
 		store: newStore(opts.Now), managers: map[string]*fieldManager{}, play: newPlay(), faults: newFaults(),
 	}
 	for _, r := range resources() {

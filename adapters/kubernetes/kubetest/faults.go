@@ -50,6 +50,7 @@ type faults struct {
 	slow     time.Duration
 	denied   map[rule]bool
 	failures []failure
+	logCuts  []int // after so many bytes, of the logs that come
 	calls    map[string]int
 	requests []Request
 }
@@ -77,6 +78,21 @@ func (c *Cluster) DropWatches() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.endWatches()
+}
+
+// DropLogs breaks the connections of all logs that are followed, as a kubelet that starts again does.
+func (c *Cluster) DropLogs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.cutLogs)
+	c.cutLogs = make(chan struct{})
+}
+
+// CutLogs breaks the connection of each of the next logs that are asked for once it has sent so many bytes, be it in a line.
+func (c *Cluster) CutLogs(bytes ...int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.logCuts = append(c.logCuts, bytes...)
 }
 
 // Compact forgets the history of all resources: to watch from a resourceVersion of before is answered with 410 Expired.

@@ -242,7 +242,7 @@ func (c *Cluster) forget(pod key) {
 	delete(c.waiting, pod)
 	if l := c.logged[pod]; l != nil {
 		delete(c.logged, pod)
-		l.wake()
+		l.now.end(c.store.now())
 	}
 }
 
@@ -289,9 +289,7 @@ func (c *Cluster) Unready(namespace, name string) error {
 func (c *Cluster) Crash(namespace, name string, exitCode int, message string) error {
 	return c.onPod(namespace, name, func(o *object) {
 		c.stopped(o.key)
-		if l := c.logged[o.key]; l != nil {
-			l.before, l.now = l.now, nil
-		}
+		c.logOf(o.key).next(c.store.now())
 		reason := "Error"
 		switch exitCode {
 		case 0:
@@ -316,6 +314,7 @@ func (c *Cluster) Crash(namespace, name string, exitCode int, message string) er
 func (c *Cluster) Evict(namespace, name string) error {
 	return c.onPod(namespace, name, func(o *object) {
 		c.stopped(o.key)
+		c.logOf(o.key).now.end(c.store.now())
 		status := c.podStatus(o, "Failed", func(s tree) {
 			s["ready"], s["started"] = false, false
 			s["state"] = tree{"terminated": tree{"exitCode": int64(137), "reason": "Error"}}

@@ -47,6 +47,8 @@ func (e *Events) Tell(event Event) {
 	if model, ok := strings.CutPrefix(event.Object, "model/"); ok {
 		if o, found := e.source.Object(model); found {
 			about = o
+		} else {
+			message = event.Object + ": " + message
 		}
 	} else if event.Object != "fleet" {
 		message = event.Object + ": " + message

@@ -2,9 +2,11 @@ package resources
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -62,9 +64,10 @@ type Source struct {
 	composed Composed
 	changed  chan struct{} // closed when state changes
 	veto     map[string]vetoed
-	taken    int64   // version that the control plane has applied
-	refused  string  // why it did not take a later one
-	status   *Status // newest that was reported
+	astray   map[string]string // Models of no fleet, and why
+	taken    int64             // version that the control plane has applied
+	refused  string            // why it did not take a later one
+	status   *Status           // newest that was reported
 }
 
 // New makes a Source that does nothing before Run.
@@ -111,7 +114,8 @@ func (s *Source) unwatched(resource string, err error) {
 	case apierrors.IsNotFound(err):
 		why = fmt.Sprintf("the cluster has no %s.%s: install the custom resources (kubectl apply --server-side -f charts/mobula/crds)", resource, kube.Group)
 	case apierrors.IsForbidden(err):
-		why = fmt.Sprintf("%s of namespace %s may not be read: bind the chart's Role to this service account (%v)", resource, s.o.Namespace, err)
+		why = fmt.Sprintf("%s of namespace %s may not be read: grant get, list and watch of fleets, models and loras in %s there, by a Role and a RoleBinding to who asks "+
+			"(the chart makes them with rbac.create): %v", resource, s.o.Namespace, kube.Group, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,10 +196,7 @@ func (s *Source) objects() Objects {
 	models := map[string]bool{}
 	for _, each := range s.stores[KindModel].List() {
 		u := each.(*unstructured.Unstructured)
-		if of, _, _ := unstructured.NestedString(u.Object, "spec", "fleet"); of != s.o.Fleet && (of != "" || s.o.Fleet != DefaultFleet) {
-			continue
-		}
-		if u.GetDeletionTimestamp() == nil {
+		if fleetOf(u) == s.o.Fleet && u.GetDeletionTimestamp() == nil {
 			o.Models = append(o.Models, u)
 			models[u.GetName()] = true
 		}
@@ -217,6 +218,57 @@ func (s *Source) objects() Objects {
 	return o
 }
 
+// fleetOf names the fleet of a Model object.
+func fleetOf(m *unstructured.Unstructured) string {
+	of, _, _ := unstructured.NestedString(m.Object, "spec", "fleet")
+	return cmp.Or(of, DefaultFleet)
+}
+
+// strays are the Model objects of fleets that have no Fleet object, and why each of them is one: nobody else would say so.
+func (s *Source) strays() map[*unstructured.Unstructured]string {
+	fleets := []string{s.o.Fleet}
+	for _, each := range s.stores[KindFleet].List() {
+		fleets = append(fleets, each.(*unstructured.Unstructured).GetName())
+	}
+	all := map[*unstructured.Unstructured]string{}
+	for _, each := range s.stores[KindModel].List() {
+		if u := each.(*unstructured.Unstructured); u.GetDeletionTimestamp() == nil && !slices.Contains(fleets, fleetOf(u)) {
+			all[u] = s.noFleet(fleetOf(u))
+		}
+	}
+	return all
+}
+
+// noFleet says that there is no Fleet object of a name, and which there are.
+func (s *Source) noFleet(name string) string {
+	var others []string
+	for _, each := range s.stores[KindFleet].List() {
+		others = append(others, each.(*unstructured.Unstructured).GetName())
+	}
+	why := fmt.Sprintf("there is no Fleet object %q in namespace %s", name, s.o.Namespace)
+	if len(others) > 0 {
+		slices.Sort(others)
+		why += "; it has " + strings.Join(others, ", ") + ": name one in the Models' spec.fleet, or make that Fleet"
+	}
+	return why
+}
+
+// tellStrays tells of Model objects that have become strays. s.mu is held.
+func (s *Source) tellStrays(ctx context.Context) {
+	now := map[string]string{}
+	for m, why := range s.strays() {
+		now[m.GetName()] = why
+	}
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		if s.astray[name] == now[name] || s.o.Wrong == nil {
+			continue
+		}
+		s.o.Logger.WarnContext(ctx, "a Model has no fleet", "object", KindModel+"/"+name, "err", now[name])
+		s.o.Wrong(Event{Warning: true, Object: "fleet", Reason: "NoFleet", Message: "Model " + name + " is nobody's: " + now[name]})
+	}
+	s.astray = now
+}
+
 // compose makes the state anew.
 func (s *Source) compose(ctx context.Context) {
 	objects := s.objects()
@@ -228,14 +280,15 @@ func (s *Source) compose(ctx context.Context) {
 		if before.Bad[key] != what {
 			s.o.Logger.WarnContext(ctx, "an object is wrong, what it was before stays", "object", key, "err", what)
 			if s.o.Wrong != nil {
-				s.o.Wrong(Event{Warning: true, Object: s.about(key), Reason: "Invalid", Message: what})
+				s.o.Wrong(s.invalid(key, what))
 			}
 		}
 	}
+	s.tellStrays(ctx)
 	next := State{Version: s.state.Version + 1, File: s.composed.File}
 	if next.File == nil {
 		key := KindFleet + "/" + s.o.Fleet
-		next.Why = fmt.Sprintf("there is no Fleet object %q in namespace %s", s.o.Fleet, s.o.Namespace)
+		next.Why = s.noFleet(s.o.Fleet)
 		if bad := s.composed.Bad[key]; bad != "" {
 			next.Why = key + ": " + bad
 		}
@@ -294,16 +347,23 @@ func (s *Source) Taken() int64 {
 	return s.taken
 }
 
-// about is what events call an object. s.mu is held.
-func (s *Source) about(key string) string {
+// invalid is the event of an object that is wrong. s.mu is held.
+func (s *Source) invalid(key, what string) Event {
+	e := Event{Warning: true, Reason: "Invalid", Message: what}
 	kind, name, _ := strings.Cut(key, "/")
 	switch kind {
 	case KindFleet:
-		return "fleet"
+		e.Object = "fleet"
 	case KindModel:
-		return "model/" + s.composed.Names[key]
+		id := s.composed.Names[key]
+		e.Object = "model/" + id
+		if has, found := s.Object(id); found && has.GetName() != name { // it is about the one that can't have the name
+			e.Message = "Model object " + name + ": " + what
+		}
+	default:
+		e.Object = strings.ToLower(kind) + "/" + name
 	}
-	return strings.ToLower(kind) + "/" + name
+	return e
 }
 
 // Next gives the state, as soon as its Version is another one than after. When ctx ends it gives what there is.
@@ -337,12 +397,49 @@ func (s *Source) Took(version int64, err error) {
 
 // Object gives the Model object of a model, for objects that it is to own; false when there is none.
 func (s *Source) Object(model string) (*unstructured.Unstructured, bool) {
+	var found *unstructured.Unstructured
 	for _, each := range s.stores[KindModel].List() {
-		if u := each.(*unstructured.Unstructured); modelID(u) == model && u.GetDeletionTimestamp() == nil {
-			return u, true
+		u := each.(*unstructured.Unstructured)
+		if modelID(u) != model || fleetOf(u) != s.o.Fleet || u.GetDeletionTimestamp() != nil {
+			continue
+		}
+		if found == nil || byAge(u, found) < 0 { // of two of one name the older one has it
+			found = u
 		}
 	}
-	return nil, false
+	return found, found != nil
+}
+
+// Rejected says of models whose objects, or whose LoRAs' objects, are not in use as they are, why, by their ids.
+func (s *Source) Rejected() map[string]string {
+	objects := s.objects()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]string{}
+	add := func(model, text string) {
+		all[model] = strings.TrimPrefix(all[model]+"; "+text, "; ")
+	}
+	for _, m := range objects.Models {
+		key := goodKey(m)
+		why := cmp.Or(s.composed.Bad[key], s.refused)
+		if why == "" && s.state.File == nil {
+			why = s.state.Why
+		}
+		switch {
+		case why == "":
+		case s.composed.Good[key] != nil:
+			add(modelID(m), "the Model object "+m.GetName()+" is not in use as it is now, what it was before stays: "+why)
+		default:
+			add(modelID(m), "the Model object "+m.GetName()+" is not in use: "+why)
+		}
+	}
+	for _, l := range objects.LoRAs {
+		of, _, _ := unstructured.NestedString(l.Object, "spec", "model")
+		if why := s.composed.Bad[goodKey(l)]; why != "" && s.composed.Names[KindModel+"/"+of] != "" {
+			add(s.composed.Names[KindModel+"/"+of], "the LoRA object "+l.GetName()+" is not in use: "+why)
+		}
+	}
+	return all
 }
 
 // Owner gives the owner reference to the Model object of a model, nil when there is none.

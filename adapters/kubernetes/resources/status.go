@@ -103,11 +103,36 @@ func (s *Source) writeRound(ctx context.Context) bool {
 	for _, m := range o.Models {
 		good = s.write(ctx, Models(), m, judge.model(m)) && good
 	}
+	for m, why := range s.strays() {
+		if ownerless(m) {
+			good = s.write(ctx, Models(), m, stray(m, why)) && good
+		}
+	}
 	for _, l := range o.LoRAs {
 		of, _, _ := unstructured.NestedString(l.Object, "spec", "model")
 		good = s.write(ctx, LoRAs(), l, judge.lora(l, composed.Names[KindModel+"/"+of])) && good
 	}
 	return good
+}
+
+// reasonNoFleet is of Models whose fleet has no Fleet object.
+const reasonNoFleet = "NoFleet"
+
+// ownerless tells of a Model of no fleet that nobody else has written a status of: a control plane may be there before its Fleet is.
+func ownerless(m *unstructured.Unstructured) bool {
+	conditions, _, _ := unstructured.NestedSlice(m.Object, "status", "conditions")
+	return !slices.ContainsFunc(conditions, func(c any) bool {
+		fields, _ := c.(map[string]any)
+		return fields["reason"] != reasonNoFleet
+	})
+}
+
+// stray is the status of such a Model.
+func stray(m *unstructured.Unstructured, why string) map[string]any {
+	return map[string]any{
+		"observedGeneration": m.GetGeneration(), "phase": reasonNoFleet, "message": why,
+		"conditions": []any{condition(ConditionAccepted, false, reasonNoFleet, why, m.GetGeneration())},
+	}
 }
 
 // write has the object's status be so, unless it is.

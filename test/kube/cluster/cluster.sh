@@ -7,6 +7,7 @@
 #   cluster.sh enter CMD...   run a command inside of it
 #   cluster.sh start NAME     start a part: those above, dns, kwok or operator (of KubeRay)
 #   cluster.sh kill NAME      kill a part
+#   cluster.sh pause NAME     have a part say nothing, until: cluster.sh resume NAME
 #   cluster.sh import TAR     give the node an OCI image
 #
 # MOBULA_KUBE_DIR is what setup.sh printed; in MOBULA_KUBE_LOGS, a folder, the logs stay. There is one cluster on a machine
@@ -109,10 +110,10 @@ case ${1:-} in
 check) check ;;
 up) up ;;
 enter) shift && enter "$@" ;;
-start | kill) enter bash "$here/node.sh" "$@" ;;
+start | kill | pause | resume) enter bash "$here/node.sh" "$@" ;;
 import) enter ctr -a $run/containerd.sock -n k8s.io images import "${2:?TAR}" ;;
 *)
-	sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
 	exit 2
 	;;
 esac

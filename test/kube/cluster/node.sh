@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The inside of a test cluster: cluster.sh runs it in the namespaces, with the variables that it exports.
-# Usage: node.sh up | start NAME | kill NAME
+# Usage: node.sh up | start NAME | kill NAME | pause NAME | resume NAME
 set -euo pipefail
 bin=$MOBULA_KUBE_DIR/bin pki=$run/pki etc=$run/etc
 export PATH=$bin:$PATH KUBECONFIG=$pki/admin.kubeconfig KUBECACHEDIR=$run/cache NO_PROXY=* no_proxy=*
@@ -28,7 +28,8 @@ command_of() {
 			--service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$pki/serviceaccount.pub"
 			--service-account-signing-key-file="$pki/serviceaccount.key"
 			--kubelet-client-certificate="$pki/apiserver-client.crt" --kubelet-client-key="$pki/apiserver-client.key"
-			--kubelet-certificate-authority="$pki/ca.crt" --kubelet-preferred-address-types=InternalIP)
+			--kubelet-certificate-authority="$pki/ca.crt" --kubelet-preferred-address-types=InternalIP
+			--audit-policy-file="$etc/audit.yaml" --audit-log-path="$run/logs/audit.log")
 		;;
 	manager)
 		argv=(kube-controller-manager --kubeconfig="$pki/manager.kubeconfig" --use-service-account-credentials
@@ -67,6 +68,12 @@ stop() {
 	kill -KILL "$pid"
 	while kill -0 "$pid" 2>/dev/null; do sleep 0.02; done
 	rm "$run/$1.pid"
+}
+
+# pause and resume: a part that is paused is there, and says nothing.
+signal() {
+	alive "$2" || die "$2 does not run"
+	kill -"$1" "$(cat "$run/$2.pid")"
 }
 
 # await NAME COMMAND...: until the command succeeds, which the part of that name makes true.
@@ -150,4 +157,6 @@ case $1 in
 up) up ;;
 start) start "$2" ;;
 kill) stop "$2" ;;
+pause) signal STOP "$2" ;;
+resume) signal CONT "$2" ;;
 esac
