@@ -147,9 +147,10 @@ func (d *decoder) field(path string, n ast.Node, v reflect.Value, numbers bool) 
 		if n = d.resolve(path, n); n == nil {
 			return
 		}
-		if number, ok := n.(*ast.IntegerNode); ok {
-			d.places[path] = placeOf(number.Token)
-			v.SetString(number.Token.Value)
+		switch n.(type) {
+		case *ast.IntegerNode, *ast.FloatNode:
+			d.places[path] = placeOf(n.GetToken())
+			v.SetString(n.GetToken().Value)
 			return
 		}
 	}

@@ -87,6 +87,9 @@ func TestNumbersNeedNoQuotesWhereKubernetesHasThem(t *testing.T) {
 	require.NoError(t, err)
 	k := fleet.Models[0].Kubernetes
 	require.Equal(t, []string{"4", "1073741824", "2"}, []string{k.CPU, k.Memory, k.MaxUnavailable})
+	fleet, err = onKubernetes(map[string]any{"cpu": 0.5})
+	require.NoError(t, err)
+	require.Equal(t, "0.5", fleet.Models[0].Kubernetes.CPU)
 	_, err = onKubernetes(map[string]any{"image": 4})
 	require.ErrorContains(t, err, "put it in quotes")
 	_, err = onKubernetes(map[string]any{"cpu": true})

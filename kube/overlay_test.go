@@ -21,15 +21,15 @@ func TestOverlayReplacesWhatItExcludes(t *testing.T) {
 	}{
 		{
 			"another volume at /data", "spec: {volumes: [{name: data, nfs: {server: a, path: /b}}]}", nil,
-			func(p *corev1.PodTemplateSpec) any { return p.Spec.Volumes }, "[{name: data, nfs: {server: a, path: /b}}]",
+			func(p *corev1.PodTemplateSpec) any { return volume(p, "data") }, "[{name: data, nfs: {server: a, path: /b}}]",
 		},
 		{
 			"the same kind of volume", "spec: {volumes: [{name: data, emptyDir: {sizeLimit: 1Gi}}]}", nil,
-			func(p *corev1.PodTemplateSpec) any { return p.Spec.Volumes }, "[{name: data, emptyDir: {sizeLimit: 1Gi}}]",
+			func(p *corev1.PodTemplateSpec) any { return volume(p, "data") }, "[{name: data, emptyDir: {sizeLimit: 1Gi}}]",
 		},
 		{
 			"a volume away", "spec: {volumes: [{name: data, $patch: delete}]}", nil,
-			func(p *corev1.PodTemplateSpec) any { return p.Spec.Volumes }, "null",
+			func(p *corev1.PodTemplateSpec) any { return volume(p, "data") }, "null",
 		},
 		{
 			"a probe of another kind", "spec: {containers: [{name: engine, readinessProbe: {exec: {command: [ok]}}}]}", nil,

@@ -51,13 +51,9 @@ func (Clusters) Objects(e kube.Engine, replica string, count int) ([]*unstructur
 	return []*unstructured.Unstructured{object}, nil
 }
 
-// Sleep implements kube.Sleeper: KubeRay takes the pods of a suspended RayCluster away and keeps what else it has made for it.
-func (Clusters) Sleep(on bool) map[string]any {
-	if !on {
-		return map[string]any{"suspend": nil}
-	}
-	return map[string]any{"suspend": true}
-}
+// Sleep implements kube.Sleeper: KubeRay takes the pods of a suspended RayCluster away and keeps what else it has made for it. It resumes
+// one that says false, and none that says nothing.
+func (Clusters) Sleep(on bool) map[string]any { return map[string]any{"suspend": on} }
 
 // Asleep implements kube.Sleeper.
 func (Clusters) Asleep(o *unstructured.Unstructured) bool {

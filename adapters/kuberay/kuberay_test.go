@@ -40,6 +40,16 @@ func TestObjects(t *testing.T) {
 	require.False(t, New().Counted())
 }
 
+func TestSleep(t *testing.T) {
+	o := cluster(map[string]any{}, nil)
+	require.False(t, New().Asleep(o))
+	for _, on := range []bool{true, false} {
+		require.Equal(t, map[string]any{"suspend": on}, New().Sleep(on), "the operator resumes none that says nothing")
+		o.Object["spec"] = New().Sleep(on)
+		require.Equal(t, on, New().Asleep(o))
+	}
+}
+
 func TestObjectsAreRefused(t *testing.T) {
 	_, err := New().Objects(engine(), "", 2)
 	require.ErrorContains(t, err, "want its ID and a count of 1")

@@ -116,8 +116,8 @@ func FuzzReadRecord(f *testing.F) {
 		if twice, err := again.configMap("ns"); err != nil || once.Data[recordKey] != twice.Data[recordKey] {
 			t.Fatalf("it reads as another one (%v): %s", err, cmp.Diff(once.Data, twice.Data))
 		}
-		if len(r.Names) > 5 {
-			return
+		if len(r.Names) > 5 || r.engine().Model.Resources.Hosts > 50 {
+			return // right, and too much for a fuzz
 		}
 		in := &situation{
 			records: []*record{r}, held: func(ident) bool { return false }, stored: func(string) bool { return true },

@@ -17,18 +17,17 @@ type sleeper struct {
 	Held string `json:"held"`
 }
 
-// sleep keeps the objects of replicas that leave a model with none left, as many as it may have replicas.
+// sleep keeps the objects of the replicas that were the last to leave a model, as many as these and no more.
 func (s *keeper) sleep(r *record, leaving []string) {
+	if r.Replicas > 0 || len(leaving) == 0 {
+		return
+	}
 	for _, id := range leaving {
-		if shape, err := s.shape(r, id); r.Replicas == 0 && err == nil && len(shape) == 1 {
+		if shape, err := s.shape(r, id); err == nil && len(shape) == 1 {
 			r.Asleep = append(r.Asleep, sleeper{Name: shape[0].Name, Held: id})
 		}
 	}
-	most := 0
-	if r.Model.Replicas != nil {
-		most = r.Model.Replicas.Max
-	}
-	r.Asleep = slices.Delete(r.Asleep, 0, max(0, len(r.Asleep)-most))
+	r.Asleep = slices.Delete(r.Asleep, 0, max(0, len(r.Asleep)-len(leaving)))
 }
 
 // wake gives a new replica the object that was the last to fall asleep, none whose pods still end.

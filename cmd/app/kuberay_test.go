@@ -27,6 +27,7 @@ import (
 const (
 	rayFleet = "conformance"
 	raySpace = "engines"
+	rayChat  = "org/Chat-72B"
 	rayWait  = 60 * time.Second // a claim on nothing: it ends a test that hangs
 )
 
@@ -84,48 +85,43 @@ func (l *rayLab) running() (all []string) {
 	return all
 }
 
-// rayModel is a simulated one that may have so many replicas.
-func rayModel(most int) mobula.Model {
-	m := mobula.NewModel("org/Chat-72B")
-	m.Engine.Kind, m.Kubernetes.Workload, m.Replicas = "sim", kube.KindRayCluster, &mobula.Range{Max: most}
+func rayModel(name string) mobula.Model {
+	m := mobula.NewModel(name)
+	m.Engine.Kind, m.Kubernetes.Workload = "sim", kube.KindRayCluster
 	return m
 }
 
 func TestPlacerConformanceOfRayClusters(t *testing.T) {
-	for name, most := range map[string]int{"that are deleted": 0, "that sleep": 3} {
-		t.Run(name, func(t *testing.T) {
-			conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
-				tb.Helper()
-				l := newRayLab(tb)
-				p, impossible := onKubeRay(), rayModel(0)
-				impossible.Name, impossible.Kubernetes.CPU = "too-odd", "two"
-				return conformance.PlacerSubject{
-					Placer: l, Discoverer: l.Discoverer(), Model: rayModel(most), Impossible: &impossible,
-					Platform: &p, Refused: &mobula.Platform{KubeRay: &mobula.KubeRay{Kubernetes: mobula.Kubernetes{Namespace: "elsewhere"}}},
-					Crash: func(id string) {
-						for _, pod := range l.cube.Pods(raySpace, kube.LabelReplica+"="+id) {
-							require.NoError(tb, l.cube.Crash(raySpace, pod.Name, 1, "boom"))
-							require.NoError(tb, l.cube.Ready(raySpace, pod.Name))
-						}
-					},
-					Lose: l.cube.Down,
-					Restart: func() (adapters.Placer, adapters.Discoverer) {
-						l.stop()
-						l.start()
-						return l, l.Discoverer()
-					},
-					Running: l.running,
+	conformance.Placer(t, func(tb testing.TB) conformance.PlacerSubject {
+		tb.Helper()
+		l := newRayLab(tb)
+		p, impossible := onKubeRay(), rayModel("too-odd")
+		impossible.Kubernetes.CPU = "two"
+		return conformance.PlacerSubject{
+			Placer: l, Discoverer: l.Discoverer(), Model: rayModel(rayChat), Impossible: &impossible,
+			Platform: &p, Refused: &mobula.Platform{KubeRay: &mobula.KubeRay{Kubernetes: mobula.Kubernetes{Namespace: "elsewhere"}}},
+			Crash: func(id string) {
+				for _, pod := range l.cube.Pods(raySpace, kube.LabelReplica+"="+id) {
+					require.NoError(tb, l.cube.Crash(raySpace, pod.Name, 1, "boom"))
+					require.NoError(tb, l.cube.Ready(raySpace, pod.Name))
 				}
-			})
-		})
-	}
+			},
+			Lose: l.cube.Down,
+			Restart: func() (adapters.Placer, adapters.Discoverer) {
+				l.stop()
+				l.start()
+				return l, l.Discoverer()
+			},
+			Running: l.running,
+		}
+	})
 }
 
 // scale asks for so many replicas and waits until they are ready, and no others there.
-func (l *rayLab) scale(most, n int) []string {
+func (l *rayLab) scale(n int) []string {
 	l.t.Helper()
 	require.NoError(l.t, l.Apply(l.t.Context(), adapters.Deployment{
-		Key: adapters.Key{Fleet: rayFleet, Model: "org/Chat-72B", Revision: "0123456789"}, Model: rayModel(most), Replicas: n,
+		Key: adapters.Key{Fleet: rayFleet, Model: rayChat, Revision: "0123456789"}, Model: rayModel(rayChat), Replicas: n,
 	}))
 	var ids []string
 	l.await("replicas that are ready", func() bool {
@@ -164,6 +160,11 @@ func (l *rayLab) clusters() (all []string) {
 	return all
 }
 
+// asleep are those that are suspended.
+func asleep(clusters []string) []string {
+	return slices.DeleteFunc(clusters, func(name string) bool { return !strings.HasPrefix(name, "-") })
+}
+
 // awaitClusters waits until these are there and no others.
 func (l *rayLab) awaitClusters(want ...string) {
 	l.t.Helper()
@@ -172,51 +173,49 @@ func (l *rayLab) awaitClusters(want ...string) {
 
 func TestRayClustersOfAModelAtZeroSleep(t *testing.T) {
 	l := newRayLab(t)
-	two := l.scale(2, 2)
+	two := l.scale(2)
 	names := l.clusters()
 	require.Len(t, names, 2)
-	l.scale(2, 0)
+	l.scale(0)
 	l.awaitClusters("-"+names[0], "-"+names[1])
 
-	one := l.scale(2, 1)
+	one := l.scale(1)
 	require.NotContains(t, two, one[0], "no ID is used twice")
 	l.await("one is awake", func() bool { return slices.Contains(l.clusters(), names[0]) != slices.Contains(l.clusters(), names[1]) })
 	require.Len(t, l.clusters(), 2)
 	l.stop()
 	l.start() // a control plane that takes over knows who sleeps
-	three := l.scale(3, 3)
+	three := l.scale(3)
 	require.Len(t, l.clusters(), 3, "both sleepers are awake, and there is a new one")
 	require.Contains(t, three, one[0])
 	for _, id := range three {
 		require.NotContains(t, two, id)
 	}
 
-	all := l.clusters()
-	l.scale(2, 0)
-	l.await("no more than the model may have", func() bool { return len(l.clusters()) == 2 })
-	for _, name := range l.clusters() {
-		require.True(t, strings.HasPrefix(name, "-"), name)
-		require.Contains(t, all, strings.TrimPrefix(name, "-"))
-	}
-	require.NoError(t, l.Remove(t.Context(), adapters.Key{Fleet: rayFleet, Model: "org/Chat-72B", Revision: "0123456789"}))
+	l.scale(0)
+	l.await("all of them sleep", func() bool { return len(asleep(l.clusters())) == 3 })
+	l.scale(1)
+	l.scale(0)
+	l.await("as many as it had last", func() bool { return len(l.clusters()) == 1 && len(asleep(l.clusters())) == 1 })
+	require.NoError(t, l.Remove(t.Context(), adapters.Key{Fleet: rayFleet, Model: rayChat, Revision: "0123456789"}))
 	l.awaitClusters()
 }
 
 func TestRayClusterThatSomebodyElseWakesGoes(t *testing.T) {
 	l := newRayLab(t)
-	l.scale(1, 1)
+	l.scale(1)
 	name := l.clusters()[0]
-	l.scale(1, 0)
+	l.scale(0)
 	l.awaitClusters("-" + name)
 	l.patch(name, `{"spec":{"suspend":false}}`)
 	l.awaitClusters()
-	l.scale(1, 1)
+	l.scale(1)
 	require.Len(t, l.clusters(), 1)
 }
 
 func TestRayClusterThatSomebodyElseSuspendsIsTheirs(t *testing.T) {
 	l := newRayLab(t)
-	id := l.scale(1, 1)[0]
+	id := l.scale(1)[0]
 	name := l.clusters()[0]
 	l.patch(name, `{"spec":{"suspend":true}}`)
 	l.await("it says who may wake it", func() bool {

@@ -86,7 +86,9 @@ func (s sharedRay) dial(r mobula.Ray) (ray.API, error) {
 		} else {
 			shared.Cluster = strings.TrimPrefix(at.Path, "/cluster/")
 		}
-		o.Locate = func(ctx context.Context) (string, mobula.Secret, error) { return kuberay.Head(ctx, client, namespace, shared) }
+		o.Locate = func(ctx context.Context) (string, mobula.Secret, error) {
+			return kuberay.Head(ctx, client, namespace, shared)
+		}
 	}
 	return ray.NewDashboard(o)
 }

@@ -128,6 +128,9 @@ func fieldSchema(types map[string]structType, owner string, f field) (*schema, e
 		s.Const, s.Enum, s.Pattern = f.fixed, f.oneOf, patterns()[owner+"."+f.name]
 		if f.number {
 			s.Type = []string{"integer", "string"}
+			if s.Pattern == quantityPattern { // half a CPU
+				s.Type = []string{"number", "string"}
+			}
 		}
 		if s.Ref == "" { // bounds of durations and sizes are only in the description
 			s.Minimum, s.Maximum = low, high

@@ -95,6 +95,58 @@ func TestALeaderThatCannotSaySoEnds(t *testing.T) {
 	require.ErrorIs(t, receive(t, done), ErrLost)
 }
 
+// A control plane whose pod starts again in an outage waits: it does not end again and again.
+func TestWhoStandsForElectionOutlivesAnOutage(t *testing.T) {
+	c := cluster(t)
+	c.Down(true)
+	leads, stop := candidate(t, c, "a")
+	select {
+	case <-leads:
+		require.FailNow(t, "it leads and nobody knows")
+	case <-time.After(3 * renewEvery / 2): // it has tried
+	}
+	c.Down(false)
+	receive(t, leads)
+	require.ErrorIs(t, stop(), context.Canceled)
+}
+
+// Who has lost the lease in an outage may take it again, with the state as it was written last.
+func TestWhoLostTheLeaseLeadsAgain(t *testing.T) {
+	c := cluster(t)
+	o := Options{Client: c.Client(), Namespace: "n", Lease: "l", Identity: "a", Logger: slog.New(slog.DiscardHandler)}
+	written := errors.New("written")
+	var old *Store
+	for turn := range 2 {
+		began, done := make(chan struct{}), make(chan error, 1)
+		go func() {
+			done <- Lead(t.Context(), o, func(ctx context.Context) error {
+				s, err := OpenStore(ctx, o.Client, "n", "state")
+				if err != nil {
+					return err
+				}
+				close(began)
+				if turn > 0 {
+					return errors.Join(written, s.Write(set("k", "2")))
+				}
+				old = s
+				err = s.Write(set("k", "1"))
+				<-ctx.Done()
+				return err
+			})
+		}()
+		receive(t, began)
+		if turn == 0 {
+			c.Down(true)
+			require.ErrorIs(t, receive(t, done), ErrLost)
+			c.Down(false)
+			continue
+		}
+		require.ErrorIs(t, receive(t, done), written)
+	}
+	require.ErrorIs(t, old.Write(set("k", "3")), ErrTaken, "what is left of the first turn writes nothing")
+	require.Equal(t, []string{"b/k=2"}, all(t, open(t, c), "b"))
+}
+
 func TestWhatTheLeaderFailsAt(t *testing.T) {
 	c := cluster(t)
 	broken := errors.New("broken")

@@ -1,7 +1,10 @@
 package leader
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -152,12 +155,16 @@ func TestAThousandModelsFit(t *testing.T) {
 	require.Len(t, all(t, open(t, c), "b"), 1000)
 }
 
+// FuzzUnpack: what can be read is what is written of it again; what can't is damaged.
 func FuzzUnpack(f *testing.F) {
 	good, err := pack(buckets{"b": {"k": []byte("v")}})
 	require.NoError(f, err)
 	f.Add(good)
 	f.Add([]byte{})
 	f.Add(slices.Concat(good[:10], []byte("x")))
+	for _, text := range []string{"null", "{}", `{"b":null}`, `{"b":{"k":null}}`, `{"b":{"k":"dg=="}} {}`, "[", ""} {
+		f.Add(gzipped(f, text))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b, err := unpack(data)
 		if err != nil {
@@ -165,5 +172,30 @@ func FuzzUnpack(f *testing.F) {
 			return
 		}
 		require.NotNil(t, b)
+		packed, err := pack(b)
+		require.NoError(t, err)
+		again, err := unpack(packed)
+		require.NoError(t, err)
+		require.Equal(t, b, again)
 	})
+}
+
+func gzipped(tb testing.TB, text string) []byte {
+	tb.Helper()
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, err := z.Write([]byte(text))
+	require.NoError(tb, errors.Join(err, z.Close()))
+	return out.Bytes()
+}
+
+func TestAShardThatIsCutOffIsDamaged(t *testing.T) {
+	good, err := pack(buckets{"b": {"k": []byte("v"), "l": []byte("w")}})
+	require.NoError(t, err)
+	for n := 1; n < len(good); n++ {
+		_, err := unpack(good[:n])
+		require.ErrorIs(t, err, state.ErrDamaged, "%d of %d bytes", n, len(good))
+	}
+	_, err = unpack(bytes.Repeat(gzipped(t, strings.Repeat(" ", 1<<20)), maxShard>>20+1)) // members of one stream
+	require.ErrorContains(t, err, "more than", "a bomb")
 }

@@ -19,10 +19,13 @@ func rendered(t *testing.T, values string) rendering {
 
 func TestRowH1TriggersAreAList(t *testing.T) {
 	out := rendered(t, `
-models: [{name: a, replicas: 1, kubernetes: {cpu: "0.5"}}]
+platform: {kubernetes: {pods: {cpuLimit: 1.5}}}
+models: [{name: a, replicas: 1, kubernetes: {cpu: 0.5}}]
 keda: {enabled: true, models: [{name: a, triggers: [{type: cron, metadata: {timezone: UTC, start: "0 8 * * *", end: "0 20 * * *", desiredReplicas: "2"}}]}]}`)
 	require.Equal(t, "cron", at(out.Objects["ScaledObject/a"], "spec triggers 0 type"))
 	require.Nil(t, at(out.Objects["ScaledObject/a"], "spec triggers 1"))
+	require.Equal(t, "0.5", at(out.Objects["Model/a"], "spec kubernetes cpu"), "half a CPU is text to an API server")
+	require.Equal(t, "1.5", at(out.Objects["Fleet/default"], "spec platform kubernetes pods cpuLimit"))
 }
 
 func TestRowH2TriggersAskByTheNameThatVLLMServes(t *testing.T) {

@@ -35,6 +35,7 @@ func TestExamplesRender(t *testing.T) {
 				requireKnown(t, object)
 			}
 			requireFleet(t, string(raw))
+			enginePods(t, out)
 		})
 	}
 }

@@ -81,12 +81,16 @@ func TestRenderingTwiceIsTheSame(t *testing.T) {
 	require.Equal(t, first.Files, second.Files)
 }
 
+// As helm lint --strict: a warning is a fault too.
 func TestHelmLintFindsNothing(t *testing.T) {
-	for _, name := range []string{"", "minimal", "full"} {
-		t.Run("values "+name, func(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join(examplesPath, "values-*.yaml"))
+	require.NoError(t, err)
+	paths = append(paths, "", filepath.Join("testdata", "minimal-values.yaml"), filepath.Join("testdata", "full-values.yaml"))
+	for _, path := range paths {
+		t.Run("values "+filepath.Base(path), func(t *testing.T) {
 			var values common.Values
-			if name != "" {
-				raw, err := os.ReadFile(filepath.Join("testdata", name+"-values.yaml"))
+			if path != "" {
+				raw, err := os.ReadFile(path)
 				require.NoError(t, err)
 				values, err = common.ReadValues(raw)
 				require.NoError(t, err)

@@ -264,4 +264,6 @@ func TestKubeRayThatIsMissingIsNamed(t *testing.T) {
 	w.Await("so says describe", func() bool {
 		return strings.Contains(w.Run("describe", "model", "big"), "KubeRay's operator has not taken")
 	})
+	require.True(t, w.is(resources.KindModel, "bare", resources.ConditionAccepted, "False", "Invalid", "spec.kubernetes.image: a RayCluster needs an image with vLLM and Ray"),
+		"what is wrong with one holds up no other, from the start")
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,7 +47,7 @@ func (c *Cluster) testConverted(t *testing.T) {
 	r.noZombies(t, client)
 	r.Await(t, "clients see the model", func(ctx context.Context) error {
 		models, err := Get(ctx, r.router+"/v1/models")
-		if err == nil && models == "" {
+		if err == nil && !strings.Contains(models, `"id":"`+converted+`"`) {
 			err = fmt.Errorf("they see %s", models)
 		}
 		return err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,8 +139,8 @@ func (c *Cluster) testDrain(t *testing.T) {
 	})
 }
 
-// drain runs kubectl drain for the two pods with these labels, once they are busy. The node gets free for others again when one pod has
-// no place and the other must not go yet.
+// drain runs kubectl drain for the two pods with these labels, once they are busy. The node gets free for others again when
+// one pod has no place and the other must not go yet.
 func (r *release) drain(t *testing.T, client *kubernetes.Clientset, labels string, busy func([]corev1.Pod) error) {
 	t.Helper()
 	was, err := r.pods(t.Context(), client, labels)
@@ -148,17 +149,34 @@ func (r *release) drain(t *testing.T, client *kubernetes.Clientset, labels strin
 	for i := range was { // kubectl drain looks at all namespaces
 		r.kubectl(t, "label", "pod", was[i].Name, "drained="+r.namespace)
 	}
-	t.Cleanup(func() {
-		_, err := r.TryKubectl(context.WithoutCancel(t.Context()), "uncordon", node)
-		require.NoError(t, err)
-	})
 	r.Await(t, "all are busy", func(context.Context) error { return busy(was) })
 	done := make(chan error, 1)
 	go func() {
 		_, err := r.TryKubectl(t.Context(), "drain", node, "--pod-selector", "drained="+r.namespace, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", deadline.String())
 		done <- err
 	}()
-	var stays string
+	drained := sync.OnceValue(func() error { return <-done })
+	t.Cleanup(func() {
+		_, err := r.TryKubectl(context.WithoutCancel(t.Context()), "uncordon", node)
+		require.NoError(t, err)
+		_ = drained() // it ends with the test's context
+	})
+
+	stays := r.displaced(t, client, labels, named(was))
+	err = client.PolicyV1().Evictions(r.namespace).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: stays, Namespace: r.namespace}})
+	require.True(t, apierrors.IsTooManyRequests(err), "the PodDisruptionBudget holds the other one: %v", err)
+	r.Kubectl(t, "uncordon", node)
+	require.NoError(t, drained())
+	now, err := r.pods(t.Context(), client, labels)
+	require.NoError(t, err)
+	for i := range now {
+		require.NotContains(t, named(was), now[i].Name)
+	}
+}
+
+// displaced waits until one of two pods has gone and the one in its place finds none, and gives the name of the other.
+func (r *release) displaced(t *testing.T, client *kubernetes.Clientset, labels string, was []string) (stays string) {
+	t.Helper()
 	r.Await(t, "one has gone, and another waits for a place", func(ctx context.Context) error {
 		now, err := r.pods(ctx, client, labels)
 		if err != nil {
@@ -167,7 +185,7 @@ func (r *release) drain(t *testing.T, client *kubernetes.Clientset, labels strin
 		waits := 0
 		for i := range now {
 			switch {
-			case slices.Contains(named(was), now[i].Name):
+			case slices.Contains(was, now[i].Name):
 				stays = now[i].Name
 			case now[i].Spec.NodeName == "":
 				waits++
@@ -178,20 +196,7 @@ func (r *release) drain(t *testing.T, client *kubernetes.Clientset, labels strin
 		}
 		return nil
 	})
-	err = client.PolicyV1().Evictions(r.namespace).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: stays, Namespace: r.namespace}})
-	require.True(t, apierrors.IsTooManyRequests(err), "the PodDisruptionBudget holds the other one: %v", err)
-	r.Kubectl(t, "uncordon", node)
-	select {
-	case err := <-done:
-		require.NoError(t, err)
-	case <-time.After(deadline + time.Minute):
-		require.Fail(t, "kubectl drain does not end")
-	}
-	now, err := r.pods(t.Context(), client, labels)
-	require.NoError(t, err)
-	for i := range now {
-		require.NotContains(t, named(was), now[i].Name)
-	}
+	return stays
 }
 
 // testNodeLost takes a node away with all that runs there. The nodes are kwok's, and their engines never answer.

@@ -29,13 +29,7 @@ func (c *Cluster) testKubeRay(t *testing.T) {
 	r.awaitField(t, big, ".status.ready", "1/1")
 	require.Len(t, strings.Fields(r.kubectl(t, "get", "pods", "--selector", "mobula.dev/serves=true", "--output", "name")), 1, "workers are no endpoints")
 	r.kubectl(t, "scale", big, "--replicas", "0")
-	r.Await(t, "the RayCluster is gone", func(ctx context.Context) error {
-		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "rayclusters", "--output", "name")
-		if err == nil && left != "" {
-			err = fmt.Errorf("there is %s", left)
-		}
-		return err
-	})
+	r.awaitRayCluster(t, "suspended")
 }
 
 // rayClusters gives a line for each RayCluster: name, UID, state, whether it is suspended.
@@ -82,7 +76,7 @@ func (c *Cluster) testKubeRaySleeps(t *testing.T) {
 		require.NotEqual(t, replica, now, "and another replica")
 		replica = now
 	}
-	r.kubectl(t, "scale", "model/"+model, "--replicas", "0")
+	r.kubectl(t, "delete", "model", model)
 	r.Await(t, "the RayCluster is gone", func(ctx context.Context) error {
 		left, err := r.rayClusters(ctx)
 		if err == nil && left != "" {

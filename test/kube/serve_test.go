@@ -97,6 +97,7 @@ func (r *release) ready(t *testing.T, replicas int) {
 
 // removed uninstalls the release and waits until nothing is left of it.
 func (r *release) removed(t *testing.T) {
+	t.Helper()
 	r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
 	r.Await(t, "nothing is left", func(ctx context.Context) error {
 		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "all,configmaps,secrets,leases,serviceaccounts,roles,rolebindings,poddisruptionbudgets,fleets,models,loras", "--output", "name")

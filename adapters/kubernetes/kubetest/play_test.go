@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
@@ -390,12 +391,63 @@ func TestLogs(t *testing.T) {
 	_, err = io.ReadFull(stream, more)
 	require.NoError(t, err)
 	require.Equal(t, "three\nfour\n", string(more))
+	c.DropLogs()
+	_, err = stream.Read(more)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.NoError(t, stream.Close())
+	c.CutLogs(5)
+	_, err = read(&corev1.PodLogOptions{})
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 
-	require.NoError(t, c.Crash("default", name, 1, ""))
-	got, err = read(&corev1.PodLogOptions{Previous: true})
+	follow, err := c.Client().CoreV1().Pods("default").GetLogs(name, &corev1.PodLogOptions{Follow: true, TailLines: new(int64(0))}).Stream(within(t))
 	require.NoError(t, err)
-	require.Equal(t, "one\ntwo\nthree\nfour\n", got)
+	c.Log("default", name, "fi")
+	c.Log("default", name, "ve\nsix")
+	require.NoError(t, c.Crash("default", name, 1, ""))
+	rest, err := io.ReadAll(follow)
+	require.NoError(t, err)
+	require.Equal(t, "five\nsix", string(rest), "whole lines, and what is left at the end")
+	require.NoError(t, follow.Close())
+	for _, previous := range []bool{true, false} { // while it waits, the run that ended is the last one
+		got, err = read(&corev1.PodLogOptions{Previous: previous})
+		require.NoError(t, err)
+		require.Equal(t, "one\ntwo\nthree\nfour\nfive\nsix", got)
+	}
+	require.NoError(t, c.Ready("default", name))
+	got, err = read(&corev1.PodLogOptions{})
+	require.NoError(t, err)
+	require.Empty(t, got)
+}
+
+func TestTimesInLogs(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 5, time.UTC)
+	c := start(t, kubetest.Options{Now: func() time.Time { return now }})
+	deploy(t, c, deployment("a", 1, ""))
+	name := c.Pods("default", "")[0].Name
+	for _, line := range []string{"one", "two", "three"} {
+		c.Log("default", name, line+"\n")
+		now = now.Add(1500 * time.Millisecond)
+	}
+	for _, test := range []struct {
+		name string
+		o    corev1.PodLogOptions
+		want string
+	}{
+		{"all with times", corev1.PodLogOptions{Timestamps: true}, "2026-01-01T00:00:00.000000005Z one\n2026-01-01T00:00:01.500000005Z two\n2026-01-01T00:00:03.000000005Z three\n"},
+		{"since a time", corev1.PodLogOptions{SinceTime: new(metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 1, 999, time.UTC)))}, "two\nthree\n"},
+		{"since the future", corev1.PodLogOptions{SinceTime: new(metav1.NewTime(now))}, ""},
+		{"the last line since a time", corev1.PodLogOptions{SinceTime: new(metav1.NewTime(time.Unix(0, 0))), TailLines: new(int64(1))}, "three\n"},
+		{"so many bytes", corev1.PodLogOptions{LimitBytes: new(int64(5))}, "one\nt"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			stream, err := c.Client().CoreV1().Pods("default").GetLogs(name, &test.o).Stream(within(t))
+			require.NoError(t, err)
+			raw, err := io.ReadAll(stream)
+			require.NoError(t, err)
+			require.NoError(t, stream.Close())
+			require.Equal(t, test.want, string(raw))
+		})
+	}
 }
 
 func TestEvictionAndPause(t *testing.T) {

@@ -24,6 +24,9 @@ func (c *Cluster) rayCluster(rc *object) {
 		}
 	}
 	suspended := flag(rc.tree, "spec", "suspend")
+	if _, says := sub(rc.tree, "spec")["suspend"]; !says && text(rc.tree, "status", "state") == "suspended" {
+		suspended = true // it is resumed by false alone
+	}
 	c.headService(t, rc)
 	heads, workers := 1, 0
 	if suspended {

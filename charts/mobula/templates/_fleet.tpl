@@ -11,9 +11,12 @@
 {{- $spec := deepCopy (omit .Values.fleet "name") -}}
 {{- $platform := .Values.platform -}}
 {{- if hasKey $platform "kuberay" -}}
-{{- $platform = dict "kuberay" ($platform.kuberay | default dict) -}}
+{{- $platform = dict "kuberay" (deepCopy ($platform.kuberay | default dict)) -}}
 {{- else -}}
-{{- $platform = dict "kubernetes" ($platform.kubernetes | default dict) -}}
+{{- $platform = dict "kubernetes" (deepCopy ($platform.kubernetes | default dict)) -}}
+{{- end -}}
+{{- range list $platform.kubernetes (dig "kuberay" "kubernetes" nil $platform) -}}
+{{- if . }}{{ include "mobula.quoteDecimals" .pods }}{{ end -}}
 {{- end -}}
 {{- $_ := set $spec "platform" $platform -}}
 {{- $router := $spec.router | default dict -}}
@@ -21,6 +24,16 @@
 {{- $_ := set $router "timeouts" $timeouts -}}
 {{- $_ := set $spec "router" $router -}}
 {{- toYaml $spec -}}
+{{- end }}
+
+{{/* Has half a CPU (0.5) be text: an API server takes whole numbers and text. It changes what it is given and writes nothing. */}}
+{{- define "mobula.quoteDecimals" -}}
+{{- $pods := . -}}
+{{- range $key, $value := $pods -}}
+{{- if kindIs "float64" $value -}}
+{{- if ne $value (floor $value) }}{{ $_ := set $pods $key (toString $value) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* Seconds that a router takes to stop at most. */}}
@@ -84,6 +97,7 @@ At an install there may be no such kind yet.
 {{- if not (kindIs "invalid" $model.replicas) -}}
 {{- $spec = merge $spec (include "mobula.replicas" $model.replicas | fromYaml) -}}
 {{- end -}}
+{{- include "mobula.quoteDecimals" $spec.kubernetes -}}
 {{- with include "mobula.scaled" . }}{{ $_ := set $spec "replicas" (int .) }}{{ end -}}
 {{- $pool := include "mobula.pool" $root -}}
 {{- $engine := $spec.engine | default dict -}}
