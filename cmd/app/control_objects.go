@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -172,7 +173,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return objects.Run(ctx) })
 	g.Go(func() error { return p.run(ctx) })
-	g.Go(func() error { return p.applyObjects(ctx, objects) })
+	g.Go(func() error { return p.applyObjects(ctx, objects, previous) })
 	g.Go(func() error { return p.showObjects(ctx, objects) })
 	g.Go(func() error { return p.tellObjects(ctx, events, told) })
 	g.Go(func() error { return markLeader(ctx, c, logger, true) })
@@ -272,8 +273,9 @@ func publishAccess(ctx context.Context, c *kubernetes.Connection, name string, a
 	return nil
 }
 
-// applyObjects has the control plane want what the objects say.
-func (p *plane) applyObjects(ctx context.Context, objects *resources.Source) error {
+// applyObjects has the control plane want what the objects say. What they said when it was applied last is left alone at the start: a roll-back has
+// happened since, or a command.
+func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, previous []byte) error {
 	said := ""
 	for version := int64(0); ctx.Err() == nil; {
 		state := objects.Next(ctx, version)
@@ -289,6 +291,12 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source) err
 		if err != nil { // composed files are right
 			return err
 		}
+		if bytes.Equal(state.File, previous) {
+			previous = nil
+			objects.Took(version, nil)
+			continue
+		}
+		previous = nil
 		if impossible := p.impossible(ctx, fleet); len(impossible) > 0 {
 			objects.Refuse(impossible) // a state without them follows
 			continue

@@ -28,6 +28,16 @@ type realSuite struct {
 	vllm, ray, python, models string
 }
 
+// gang is a simulated engine that takes vLLM's arguments.
+const gang = `#!/bin/sh
+echo "vllm $*"
+while [ $# -gt 0 ]; do
+	case $1 in --host) host=$2 ;; --port) port=$2 ;; --served-model-name) name=$2 ;; esac
+	shift
+done
+exec /mobula sim --host "$host" --port "$port" --model "$name" --itl 5ms --drain-timeout 1m
+`
+
 // testReal runs when MOBULA_REAL_DIR names what test/real/setup.sh has installed.
 func (c *Cluster) testReal(t *testing.T) {
 	dir := os.Getenv("MOBULA_REAL_DIR")
@@ -47,7 +57,9 @@ func (c *Cluster) testReal(t *testing.T) {
 	require.NoError(t, os.CopyFS(filepath.Join(s.models, "tiny"), os.DirFS(filepath.Join(dir, "models", "tiny"))))
 	files, err := filepath.Glob(filepath.Join(s.models, "tiny", "*"))
 	require.NoError(t, err)
-	for _, file := range append(files, s.models, filepath.Join(s.models, "tiny")) {
+	fake := filepath.Join(s.models, "vllm")
+	require.NoError(t, os.WriteFile(fake, []byte(gang), 0o600))
+	for _, file := range append(files, fake, s.models, filepath.Join(s.models, "tiny")) {
 		require.NoError(t, os.Chmod(file, 0o755)) // the engine's user is nobody here
 	}
 	t.Run("vLLM", s.testVLLM)
