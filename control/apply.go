@@ -130,7 +130,11 @@ func (c *Control) draft(next *mobula.Fleet, file []byte, source string) (*Change
 			mem = c.models[m.Name].clone()
 		}
 		mem.Deleted = false
-		if mem.Pin != "" {
+		switch old := byName(before, m.Name); {
+		case mem.Pin == "":
+		case old != nil && revisionOf(old, mem.Nonce) == revisionOf(m, mem.Nonce): // what has failed is not tried again because another model changes
+			change.Warnings = append(change.Warnings, fmt.Sprintf("model %s stays at revision %s, to which it was rolled back: `mobula restart %s` tries the file's again", m.Name, mem.Pin, m.Name))
+		default:
 			mem.Pin = ""
 			if mem.Phase == RolloutRolledBack {
 				mem.Phase, mem.Reason, mem.Since = RolloutProgressing, "", c.o.Now()

@@ -2,6 +2,7 @@ package control
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -146,7 +147,11 @@ func TestFailingRevisionIsRolledBack(t *testing.T) {
 		require.Equal(t, goodOnes, b.replicas(mobula.StateReady))
 		b.pass(time.Hour)
 		require.Len(t, b.placer.Replicas(), 2)
-		require.Equal(t, RolloutRolledBack, b.model("a").Rollout, "until the next apply")
+		change := b.apply(fleetFile(simModel("a", "2", "source: broken"), simModel("b", "1")))
+		require.Contains(t, strings.Join(change.Warnings, "\n"), "mobula restart a")
+		b.pass(time.Minute)
+		require.Equal(t, RolloutRolledBack, b.model("a").Rollout, "another model's change does not try it again")
+		require.Len(t, b.placer.Replicas(), 3)
 		b.apply(fleetFile(simModel("a", "2", "source: mended")))
 		b.placer.Auto(true)
 		b.pass(time.Minute)

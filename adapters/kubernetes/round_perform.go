@@ -16,6 +16,9 @@ import (
 	"github.com/mobula-serve/mobula/kube"
 )
 
+// errForeign is of an object whose name is needed.
+var errForeign = errors.New("one of that name is in the namespace that is not Mobula's")
+
 // perform does what was planned, in order, up to the first error. What could not be done is planned again.
 func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *pace) error {
 	for _, r := range todo.adopt {
@@ -119,8 +122,12 @@ func (s *keeper) apply(ctx context.Context, o *unstructured.Unstructured, p *pac
 		return fmt.Errorf("%s %s: no workload names its resource", o.GetKind(), o.GetName())
 	}
 	o.SetNamespace(s.link.Namespace)
-	made, err := s.link.Dynamic.Resource(gvr).Namespace(s.link.Namespace).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: kube.FieldManager, Force: true})
-	if err != nil {
+	ours := on.has(o.GetName()) // what is there and not ours is not taken over
+	made, err := s.link.Dynamic.Resource(gvr).Namespace(s.link.Namespace).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: kube.FieldManager, Force: ours})
+	switch {
+	case apierrors.IsConflict(err) && !ours:
+		return fmt.Errorf("%s %s: %w: delete or rename it (%v)", o.GetKind(), o.GetName(), errForeign, err)
+	case err != nil:
 		return explain("apply", o.GetKind(), o.GetName(), err)
 	}
 	p.await(awaited{on: on, name: made.GetName(), version: made.GetResourceVersion()}, s.now())

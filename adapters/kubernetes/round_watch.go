@@ -105,6 +105,12 @@ func (s *shelf) synced() bool {
 	return s.filled
 }
 
+func (s *shelf) has(name string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.all[name] != nil
+}
+
 func (s *shelf) slimmed(obj any) (metav1.Object, error) {
 	if s.slim != nil {
 		var err error

@@ -9,9 +9,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	coordinationv1 "k8s.io/client-go/applyconfigurations/coordination/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // ImportMobula builds Mobula's image of this tree and gives it to the node. Its binary is there until the test ends.
@@ -57,6 +63,7 @@ status:
 	}
 	_, err := c.run(t.Context(), all.String(), "kubectl", "create", "--filename", "-")
 	require.NoError(t, err)
+	c.beat(t, nodes)
 	c.StartPart(t, "kwok")
 	c.Kubectl(t, "wait", "--for=condition=Ready", "node", "--selector", "type=kwok", "--timeout", deadline.String())
 	t.Cleanup(func() {
@@ -76,4 +83,50 @@ func (c *Cluster) KubeRay(t *testing.T) {
 	c.Kubectl(t, "wait", "--for=condition=Established", "crd/rayclusters.ray.io", "--timeout", deadline.String())
 	c.StartPart(t, "operator")
 	c.operated = true
+}
+
+// client speaks to the API server as an administrator, as fast as it can.
+func (c *Cluster) client(t *testing.T) *kubernetes.Clientset {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
+	require.NoError(t, err)
+	config.QPS = -1
+	client, err := kubernetes.NewForConfig(config)
+	require.NoError(t, err)
+	return client
+}
+
+// beat renews the Leases of fake nodes until the test ends, for kwok does it not, and after a minute they would count as lost.
+func (c *Cluster) beat(t *testing.T, nodes int) {
+	t.Helper()
+	const namespace = "kube-node-lease"
+	leases := c.client(t).CoordinationV1().Leases(namespace)
+	ctx, stop := context.WithCancel(t.Context())
+	renew := func() error {
+		for i := range nodes {
+			name := fmt.Sprintf("fake-%d", i)
+			lease := coordinationv1.Lease(name, namespace).WithSpec(coordinationv1.LeaseSpec().
+				WithHolderIdentity(name).WithLeaseDurationSeconds(40).WithRenewTime(metav1.NowMicro()))
+			if _, err := leases.Apply(ctx, lease, metav1.ApplyOptions{FieldManager: "kubelet", Force: true}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	require.NoError(t, renew())
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Second):
+				_ = renew() // the next one may do better
+			}
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		done.Wait()
+	})
 }

@@ -18,7 +18,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 )
 
 const (
@@ -28,17 +27,6 @@ const (
 	serving = "mobula.dev/serves=true"
 	routing = "app.kubernetes.io/component=router"
 )
-
-// client speaks to the API server as an administrator, as fast as it can.
-func (c *Cluster) client(t *testing.T) *kubernetes.Clientset {
-	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
-	require.NoError(t, err)
-	config.QPS = -1
-	client, err := kubernetes.NewForConfig(config)
-	require.NoError(t, err)
-	return client
-}
 
 // pods gives the pods with these labels that nobody has deleted.
 func (r *release) pods(ctx context.Context, client *kubernetes.Clientset, labels string) ([]corev1.Pod, error) {
