@@ -86,17 +86,32 @@ func fleetError(file string, err error) error {
 // describe sums a fleet up in a line: "2 endpoints, 1 model, policy cost".
 func describe(f *mobula.Fleet) string {
 	var where string
-	if ray := f.Platform.Ray; ray != nil {
-		where = "Ray cluster at " + ray.Address
-		if n := len(ray.Serve); n > 0 {
+	switch p := f.Platform; {
+	case p.Ray != nil:
+		where = "Ray cluster at " + p.Ray.Address
+		if n := len(p.Ray.Serve); n > 0 {
 			where += " with " + count(n, "Serve application")
 		}
-	} else {
-		endpoints := 0
-		if f.Platform.Static != nil {
-			endpoints = len(f.Platform.Static.Endpoints)
+	case p.KubeRay.Shares():
+		where = "KubeRay, in RayCluster " + p.KubeRay.Shared.Cluster
+		if service := p.KubeRay.Shared.Service; service != "" {
+			where = "KubeRay, in RayService " + service
 		}
-		where = count(endpoints, "endpoint")
+	case p.OnKubernetes() != nil:
+		where = "Kubernetes"
+		if p.KubeRay != nil {
+			where = "KubeRay"
+		}
+		if namespace := p.OnKubernetes().Namespace; namespace != "" {
+			where += " in namespace " + namespace
+		}
+		if n := len(p.OnKubernetes().Discover); n > 0 {
+			where += " with " + count(n, "selector") + " for engines of others"
+		}
+	case p.Static != nil:
+		where = count(len(p.Static.Endpoints), "endpoint")
+	default:
+		where = count(0, "endpoint")
 	}
 	return where + ", " + count(len(f.Models), "model") + ", policy " + f.Router.Policy.Name
 }

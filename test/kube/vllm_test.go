@@ -352,7 +352,7 @@ func (s *realSuite) testRay(t *testing.T) {
 		require.ErrorContains(t, err, "401")
 		require.Contains(t, r.kubectl(t, "exec", head, "--", "/bin/sh", "-c", "ray status"), "Active:")
 	})
-	for _, victim := range []string{"mobula sim", "raylet/raylet", "gcs_server"} {
+	for _, victim := range []string{"mobula sim", "gcs_server"} {
 		require.True(t, t.Run(victim+" is killed", func(t *testing.T) { r.testGangKilled(t, victim) }))
 	}
 	t.Run("vLLM beside Ray's head", func(t *testing.T) {
