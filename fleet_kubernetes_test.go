@@ -140,6 +140,31 @@ func TestAModelsPodsAreOverThePlatforms(t *testing.T) {
 	}
 }
 
+func TestListsOfPodsAreMergedAsKubernetesDoes(t *testing.T) {
+	pods := func(text string) mobula.KubernetesPods {
+		fleet, err := onKubernetes(map[string]any{"pod": json.RawMessage(text)})
+		require.NoError(t, err)
+		return fleet.Models[0].Kubernetes
+	}
+	base := pods(`{"spec": {
+		"containers": [{"name": "engine", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}], "volumeMounts": [{"mountPath": "/a", "name": "v"}], "args": ["x"]}],
+		"volumes": [{"name": "v", "emptyDir": {}}],
+		"tolerations": [{"key": "a", "operator": "Exists"}]
+	}}`)
+	own := pods(`{"spec": {
+		"containers": [{"name": "engine", "env": [{"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}], "volumeMounts": [{"mountPath": "/b", "name": "w"}], "args": ["y"]}, {"name": "side"}],
+		"volumes": [{"name": "v", "hostPath": {"path": "/v"}}, {"name": "w", "emptyDir": {}}],
+		"tolerations": [{"key": "b", "operator": "Exists"}]
+	}}`)
+	want := pods(`{"spec": {
+		"containers": [{"name": "engine", "env": [{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}],
+			"volumeMounts": [{"mountPath": "/a", "name": "v"}, {"mountPath": "/b", "name": "w"}], "args": ["y"]}, {"name": "side"}],
+		"volumes": [{"name": "v", "hostPath": {"path": "/v"}}, {"name": "w", "emptyDir": {}}],
+		"tolerations": [{"key": "b", "operator": "Exists"}]
+	}}`)
+	require.Empty(t, cmp.Diff(want.Pod, own.Over(base).Pod))
+}
+
 // What has been merged once is not changed by merging it again.
 func TestOverIsIdempotent(t *testing.T) {
 	var value func(depth int) *rapid.Generator[map[string]any]
@@ -151,9 +176,18 @@ func TestOverIsIdempotent(t *testing.T) {
 		}
 		return rapid.MapOfN(rapid.SampledFrom([]string{"a", "b", "c"}), item, 1, 3)
 	}
+	list := rapid.Custom(func(t *rapid.T) any {
+		var all []any
+		for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"x", "y", "z"}), 1, 3, rapid.ID).Draw(t, "names") {
+			all = append(all, map[string]any{"name": name, "a": value(1).Draw(t, "member")})
+		}
+		return all
+	})
 	rapid.Check(t, func(t *rapid.T) {
 		pods := func(name string) mobula.KubernetesPods {
-			return mobula.KubernetesPods{Pod: map[string]any{"spec": value(2).Draw(t, name)}, Image: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, name+" image")}
+			spec := value(2).Draw(t, name)
+			spec[rapid.SampledFrom([]string{"env", "containers", "others"}).Draw(t, "list's name")] = list.Draw(t, "list")
+			return mobula.KubernetesPods{Pod: map[string]any{"spec": spec}, Image: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, name+" image")}
 		}
 		a, b := pods("a"), pods("b")
 		require.Empty(t, cmp.Diff(a, a.Over(a)))

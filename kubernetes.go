@@ -3,6 +3,8 @@ package mobula
 import (
 	"cmp"
 	"maps"
+	"reflect"
+	"slices"
 )
 
 // Kubernetes has engines run as pods of a Kubernetes cluster, and takes in pods that others run.
@@ -48,7 +50,9 @@ type KubeRayShared struct {
 }
 
 // Shares tells whether engines run in a RayCluster or RayService of others. A nil KubeRay does not.
-func (k *KubeRay) Shares() bool { return k != nil && (k.Shared.Cluster != "" || k.Shared.Service != "") }
+func (k *KubeRay) Shares() bool {
+	return k != nil && (k.Shared.Cluster != "" || k.Shared.Service != "")
+}
 
 // SecretKey is one value of a Kubernetes Secret in the namespace of the pods.
 type SecretKey struct {
@@ -84,7 +88,7 @@ type KubernetesPods struct {
 	PriorityClass string `yaml:"priorityClass" json:",omitzero"`
 	// ServiceAccount of the pods; they get no token of it unless pod says so. Default: the namespace's.
 	ServiceAccount string `yaml:"serviceAccount" json:",omitzero"`
-	// Memory for /dev/shm, which processes of one engine talk through. Default: 8GiB for an engine of several GPUs, else the runtime's 64MiB.
+	// Memory for /dev/shm, which processes of one engine talk through. What is not used takes none. Default: 8GiB; for simulated engines the runtime's.
 	SharedMemory Size `yaml:"sharedMemory" json:",omitzero"`
 	// Secret with the token of the Hugging Face hub. Its key is token unless given.
 	HuggingFaceToken SecretKey `yaml:"huggingFaceToken" json:",omitzero"`
@@ -141,7 +145,7 @@ func (p *Platform) OnKubernetes() *Kubernetes {
 	return nil
 }
 
-// Over gives p with what it leaves out taken from base. Maps are merged, lists and numbers are not.
+// Over gives p with what it leaves out taken from base. Pods are merged as `kubectl patch` would.
 func (p KubernetesPods) Over(base KubernetesPods) KubernetesPods {
 	or := cmp.Or[string]
 	out := KubernetesPods{
@@ -159,18 +163,63 @@ func (p KubernetesPods) Over(base KubernetesPods) KubernetesPods {
 	return out
 }
 
-// overlay gives base with what top has in its place, map by map. Neither is changed.
+// overlay gives base with what top has in its place, map by map, and lists as a pod template merges them. Neither is changed.
 func overlay(base, top map[string]any) map[string]any {
 	if len(base) == 0 {
 		return top
 	}
 	out := maps.Clone(base)
 	for key, value := range top {
-		below, isMap := out[key].(map[string]any)
-		if above, both := value.(map[string]any); isMap && both {
-			value = overlay(below, above)
+		switch above := value.(type) {
+		case map[string]any:
+			if below, both := out[key].(map[string]any); both {
+				value = overlay(below, above)
+			}
+		case []any:
+			if below, both := out[key].([]any); both {
+				value = overlayList(key, below, above)
+			}
 		}
 		out[key] = value
+	}
+	return out
+}
+
+// overlayList gives the members of both lists, where Kubernetes finds them by a key (patchMergeKey of its API types); else top. Of two with one key
+// containers are merged, the others would be of two kinds at once: a variable with a value and a source.
+func overlayList(field string, base, top []any) []any {
+	key := ""
+	switch field {
+	case "containers", "initContainers", "volumes", "env", "imagePullSecrets", "resourceClaims":
+		key = "name"
+	case "volumeMounts":
+		key = "mountPath"
+	case "volumeDevices":
+		key = "devicePath"
+	case "ports":
+		key = "containerPort"
+	case "hostAliases":
+		key = "ip"
+	case "topologySpreadConstraints":
+		key = "topologyKey"
+	default:
+		return top
+	}
+	out := slices.Clone(base)
+	for _, member := range top {
+		above, _ := member.(map[string]any)
+		i := slices.IndexFunc(out, func(other any) bool {
+			below, is := other.(map[string]any)
+			return is && above[key] != nil && reflect.DeepEqual(below[key], above[key])
+		})
+		switch {
+		case i < 0:
+			out = append(out, member)
+		case field == "containers" || field == "initContainers":
+			out[i] = overlay(out[i].(map[string]any), above)
+		default:
+			out[i] = member
+		}
 	}
 	return out
 }

@@ -95,7 +95,7 @@ func modelRows() []row {
 		{at + "pvcExistingClaimName", text, mapped, pods + "data.claim", "with HF_HOME=/data, where their engines have the weights", ""},
 		{at + "extraVolumes", list, mapped, podSpec + "volumes", "", ""},
 		{at + "extraVolumeMounts", list, mapped, container + "volumeMounts", "", ""},
-		{at + "shmSize", text, mapped, pods + "sharedMemory", "8GiB for several GPUs when it is not set", ""},
+		{at + "shmSize", text, mapped, pods + "sharedMemory", "8GiB when it is not set", ""},
 		{at + "initContainer", mapping, mapped, podSpec + "initContainers", "one that waits for their cache server is left out", ""},
 		{at + "hf_token", secretly, mapped, pods + "huggingFaceToken", "text has to be put into a Secret", ""},
 		{at + "envFromSecret", labels, mapped, container + "envFrom", "", ""},

@@ -33,6 +33,7 @@ func TestKubernetes(t *testing.T) {
 	t.Run("KubeRay holds engines", c.testKubeRay)
 	t.Run("KubeRay suspends engines", c.testKubeRaySleeps)
 	t.Run("real vLLM and Ray", c.testReal)
+	t.Run("a RayCluster of others", c.testSharedRay)
 	t.Run("README", c.testReadme)
 	t.Run("times", c.testTimes)
 	t.Run("values of a production-stack are installed", c.testConverted)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -66,28 +67,13 @@ func (c *Cluster) testReal(t *testing.T) {
 	t.Run("Ray", s.testRay)
 }
 
-// values writes the values of testdata with the folders of this machine, and those by which all engines have them: as a
-// user that the image does not know, on a read-only root.
-func (s *realSuite) values(t *testing.T, name, path string) (args []string) {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join("testdata", name))
-	require.NoError(t, err)
-	models, pods := filepath.Join(t.TempDir(), name), filepath.Join(t.TempDir(), "pods.json")
-	require.NoError(t, os.WriteFile(models, []byte(strings.ReplaceAll(string(content), "@VLLM@", s.vllm)), 0o600))
+type object = map[string]any
 
-	type object = map[string]any
-	var mounts, volumes, env []any
+// machine gives pods this machine's programs, and further folders of it: what each is there, and what in the pod.
+func machine(t *testing.T, more ...[2]string) (mounts, volumes []any) {
+	t.Helper()
 	seen := map[string]bool{}
-	for _, f := range [][2]string{
-		{"/usr", "/usr"},
-		{"/bin", "/bin"},
-		{"/lib", "/lib"},
-		{"/lib64", "/lib64"},
-		{s.python, s.python},
-		{s.vllm, s.vllm},
-		{s.ray, s.ray},
-		{s.models, "/models"},
-	} {
+	for _, f := range append([][2]string{{"/usr", "/usr"}, {"/bin", "/bin"}, {"/lib", "/lib"}, {"/lib64", "/lib64"}}, more...) {
 		from, err := filepath.EvalSymlinks(f[0])
 		if os.IsNotExist(err) || seen[f[1]] { // /lib64 is not everywhere; Python may be the system's
 			continue
@@ -98,6 +84,20 @@ func (s *realSuite) values(t *testing.T, name, path string) (args []string) {
 		volumes = append(volumes, object{"name": volume, "hostPath": object{"path": from}})
 		mounts = append(mounts, object{"name": volume, "mountPath": f[1], "readOnly": true})
 	}
+	return mounts, volumes
+}
+
+// values writes the values of testdata with the folders of this machine, and those by which all engines have them: as a
+// user that the image does not know, on a read-only root.
+func (s *realSuite) values(t *testing.T, name, path string) (args []string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join("testdata", name))
+	require.NoError(t, err)
+	models, pods := filepath.Join(t.TempDir(), name), filepath.Join(t.TempDir(), "pods.json")
+	require.NoError(t, os.WriteFile(models, []byte(strings.ReplaceAll(string(content), "@VLLM@", s.vllm)), 0o600))
+
+	var env []any
+	mounts, volumes := machine(t, [2]string{s.python, s.python}, [2]string{s.vllm, s.vllm}, [2]string{s.ray, s.ray}, [2]string{s.models, "/models"})
 	for _, kv := range []string{
 		"PATH=" + s.ray + "/bin:/usr/bin:/bin", "HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1",
 		"VLLM_TARGET_DEVICE=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1", "VLLM_CPU_CI_ENV=1",
@@ -113,9 +113,8 @@ func (s *realSuite) values(t *testing.T, name, path string) (args []string) {
 			"volumes":         volumes,
 		}},
 	}}
-	keys := strings.Split(path, ".")
-	for i := len(keys) - 1; i >= 0; i-- {
-		values = object{keys[i]: values}
+	for _, key := range slices.Backward(strings.Split(path, ".")) {
+		values = object{key: values}
 	}
 	text, err := json.Marshal(values)
 	require.NoError(t, err)
