@@ -519,6 +519,12 @@ func (f *fakeRay) restart() {
 	})
 }
 
+// submitted is how many orders Ray was given.
+func (f *fakeRay) submitted() (n int) {
+	f.set(func() { n = f.submissions })
+	return n
+}
+
 // down makes it one that can't be asked.
 func (f *fakeRay) down(on bool) {
 	f.set(func() {

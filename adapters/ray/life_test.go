@@ -114,7 +114,7 @@ func TestLostMemoryIsFoundOnTheCluster(t *testing.T) {
 				return !slices.ContainsFunc(l.ray.left(), func(s string) bool { return strings.Contains(s, "gone") })
 			})
 			l.end()
-			submissions := l.ray.submissions
+			submissions := l.ray.submitted()
 
 			l.store.Store = state.NewInMemory()
 			l.opts.Control = "another"
@@ -132,7 +132,7 @@ func TestLostMemoryIsFoundOnTheCluster(t *testing.T) {
 			require.Empty(t, cmp.Diff(deployment(m, "r", 2), all[0]))
 			l.apply(deployment(m, "r", 2))
 			require.Equal(t, ids(before), ids(l.all(2, mobula.StateReady)))
-			require.Equal(t, submissions, l.ray.submissions, "nothing was told to Ray")
+			require.Equal(t, submissions, l.ray.submitted(), "nothing was told to Ray")
 		})
 	}
 }
@@ -349,9 +349,9 @@ func TestConfigure(t *testing.T) {
 	require.ErrorContains(t, l.Configure(ctx, "f", elsewhere, false), "http://other:8265 is not known to be the cluster at http://ray:8265")
 	require.NoError(t, l.Configure(ctx, "f", with(func(r *mobula.Ray) { r.Poll, r.TokenEnv, r.Address = 3e6, "T", "http://ray2:8265" }), false), "the same cluster by another name")
 	l.all(1, mobula.StateReady)
-	require.Equal(t, 1, f.submissions)
+	require.Equal(t, 1, f.submitted())
 
-	f.fail = func(string) error { return ErrDenied }
+	f.set(func() { f.fail = func(string) error { return ErrDenied } })
 	require.ErrorIs(t, l.Configure(ctx, "f", with(func(r *mobula.Ray) { r.TokenEnv = "U" }), false), ErrDenied)
 	f.down(true)
 	l.await(func() bool { _, err := l.Status(ctx, "f"); return err != nil })
@@ -444,7 +444,7 @@ func TestOrdersAreCutIntoJobs(t *testing.T) {
 	m.Engine.Env = map[string]string{"LONG": strings.Repeat("x", raycluster.MaxOrderBytes/4)}
 	l.apply(deployment(m, "r", 6))
 	l.all(6, mobula.StateReady)
-	require.GreaterOrEqual(t, l.ray.submissions, 2)
+	require.GreaterOrEqual(t, l.ray.submitted(), 2)
 	m.Engine.Env["LONG"] = strings.Repeat("x", raycluster.MaxOrderBytes)
 	l.apply(deployment(m, "r2", 1))
 	l.await(func() bool {
