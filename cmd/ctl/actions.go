@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/control"
 	"github.com/mobula-serve/mobula/control/client"
 )
@@ -50,56 +49,6 @@ func (c *ctl) awaitModels(ctx context.Context, o waitOptions, what string, befor
 		what: what, steps: r.steps,
 		stay: what + " goes on; mobula get shows how far it is",
 	})
-}
-
-func (c *ctl) scaleCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "scale MODEL N|auto",
-		Short: "Set how many replicas of a model run",
-		Long: `Sets how many replicas of a model are wanted, until an apply changes its replicas. auto gives
-the decision back to the fleet file and its range.`,
-		Example: `  mobula scale llama 3
-
-  # Back to the fleet file
-  mobula scale llama auto`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			n := -1
-			if args[1] != "auto" {
-				var err error
-				if n, err = strconv.Atoi(args[1]); err != nil || n < 0 || n > mobula.MaxReplicas {
-					return usagef("%q is no number of replicas: want 0 to %d, or auto", args[1], mobula.MaxReplicas)
-				}
-			}
-			return c.scale(cmd.Context(), args[0], n)
-		},
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			switch len(args) {
-			case 0:
-				return c.completions(cmd.Context(), nil, kindModel), cobra.ShellCompDirectiveNoFileComp
-			case 1:
-				return []cobra.Completion{cobra.CompletionWithDesc("auto", "as the fleet file says")}, cobra.ShellCompDirectiveNoFileComp
-			}
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		},
-	}
-	return cmd
-}
-
-func (c *ctl) scale(ctx context.Context, name string, n int) error {
-	v, _, model, err := c.target(ctx, name, []string{kindModel}, func(ctx context.Context, api client.API, _ *control.View, _, model string) error {
-		return api.Scale(ctx, model, n)
-	})
-	if err != nil {
-		return err
-	}
-	m := findModel(v, model)
-	if n < 0 {
-		c.out.line("%s: as the fleet file says, %s", clean(model), m.Replicas)
-		return nil
-	}
-	c.out.line("%s: %s wanted, %d before; the fleet file says %s", clean(model), count(n, "replica"), m.Wanted, m.Replicas)
-	return nil
 }
 
 func (c *ctl) drainCommand() *cobra.Command {

@@ -285,3 +285,18 @@ func TestDeleteWaitsUntilNothingIsLeft(t *testing.T) {
 	require.Equal(t, []string{`delete "llama"`}, r.api.did())
 	require.Contains(t, r.out.String(), "done in")
 }
+
+func TestScaleWaitsUntilNothingIsLeft(t *testing.T) {
+	r := newRun()
+	_, done := r.start(t, "scale", "--all", "0", "--wait")
+	r.waitFor(t, "waits for 4 replicas to end")
+	r.api.show(func(v *control.View) {
+		v.Replicas = nil
+		v.Models = slices.Clone(v.Models)
+		for i := range v.Models {
+			v.Models[i].Ready = 0
+		}
+	})
+	require.NoError(t, <-done)
+	require.Contains(t, r.out.String(), "done in")
+}

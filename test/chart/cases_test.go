@@ -88,12 +88,13 @@ fleet:
 				{"Fleet/default", "spec platform", "kuberay:\n  rayVersion: 2.60.0\n  shared:\n    cluster: theirs"},
 				{"Role/mobula-control", "rules 7 resources", "- rayclusters"},
 				{"Role/mobula-control", "rules 9 resourceNames", "- theirs"},
+				{"Pod/mobula-uninstall", "metadata annotations helm.sh/hook", "pre-delete"},
 			},
 		},
 		{
 			name: "kuberay with nothing set", values: "platform: {kuberay: {}}",
 			want:   []want{{"Fleet/default", "spec platform", "kuberay: {}"}},
-			absent: []string{"Fleet/default spec platform kubernetes"},
+			absent: []string{"Fleet/default spec platform kubernetes", "Pod/mobula-uninstall"},
 		},
 		{
 			name:   "names",

@@ -27,38 +27,35 @@ func TestKubernetes(t *testing.T) {
 	t.Run("the cluster is whole", c.testWhole)
 	t.Run("an engine gets ready and answers", c.testEngine)
 	t.Run("side by side", func(t *testing.T) { // most of it is waiting
-		lane(t, "serving", part{"helm installs and removes", c.testHelm}, part{"the chart serves", c.testServing})
-		lane(t, "wrong", part{"what is wrong is told", c.testWrong}, part{"KubeRay suspends engines", c.testKubeRaySleeps})
-		lane(t, "fake nodes", // one has them at a time
-			part{"fake nodes have GPUs", c.testFakeNodes},
-			part{"a RayCluster gets ready", c.testRayCluster},
-			part{"KubeRay holds engines", c.testKubeRay},
-			part{"values of a production-stack are installed", c.testConverted},
-			part{"a node is lost", c.testNodeLost},
-		)
-		lane(t, "real", part{"vLLM and Ray", c.testReal}, part{"a RayCluster of others", c.testSharedRay})
+		t.Run("serving", func(t *testing.T) {
+			t.Parallel()
+			t.Run("helm installs and removes", c.testHelm)
+			t.Run("the chart serves", c.testServing)
+		})
+		t.Run("wrong", func(t *testing.T) {
+			t.Parallel()
+			t.Run("what is wrong is told", c.testWrong)
+			t.Run("KubeRay suspends engines", c.testKubeRaySleeps)
+		})
+		t.Run("fake nodes", func(t *testing.T) { // one has them at a time
+			t.Parallel()
+			t.Run("fake nodes have GPUs", c.testFakeNodes)
+			t.Run("a RayCluster gets ready", c.testRayCluster)
+			t.Run("KubeRay holds engines", c.testKubeRay)
+			t.Run("values of a production-stack are installed", c.testConverted)
+			t.Run("a node is lost", c.testNodeLost)
+		})
+		t.Run("real", func(t *testing.T) {
+			t.Parallel()
+			t.Run("vLLM and Ray", c.testReal)
+			t.Run("a RayCluster of others", c.testSharedRay)
+		})
 	})
 	t.Run("README", c.testReadme)
 	t.Run("times", c.testTimes)
 	t.Run("a node is drained", c.testDrain)
 	t.Run("thousands of pods of others", c.testOthersPods)
 	t.Run("the API server is slow, silent, killed and back", c.testAPIServer)
-}
-
-type part struct {
-	name string
-	do   func(t *testing.T)
-}
-
-// lane runs parts one after the other, beside other lanes.
-func lane(t *testing.T, name string, parts ...part) {
-	t.Helper()
-	t.Run(name, func(t *testing.T) {
-		t.Parallel()
-		for _, p := range parts {
-			t.Run(p.name, p.do)
-		}
-	})
 }
 
 // TestNothingIsLeft is of a cluster whose keeper is killed, and of one that ends as it should.

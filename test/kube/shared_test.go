@@ -33,6 +33,11 @@ func (c *Cluster) testSharedRay(t *testing.T) {
 	s := shared{&release{Cluster: c, namespace: c.Namespace(t), values: filepath.Join("testdata", "values-shared.yaml")}}
 	s.addRayCluster(t)
 	s.helm(t, "install")
+	t.Cleanup(func() {
+		if _, err := c.run(context.WithoutCancel(t.Context()), "", "helm", "uninstall", "mobula", "--namespace", s.namespace, "--ignore-not-found", "--no-hooks"); err != nil {
+			t.Errorf("uninstall: %v", err)
+		}
+	})
 	s.router = "http://" + c.Address(t, s.namespace, "mobula-router")
 	t.Run("engines are actors on its nodes", func(t *testing.T) {
 		s.runs(t, 2)
@@ -77,7 +82,7 @@ func (s shared) addRayCluster(t *testing.T) {
 	s.kubectl(t, "wait", "--for=jsonpath={.status.state}=ready", "raycluster/theirs", "--timeout", deadline.String())
 }
 
-// state asks the head that there is now, with the token that KubeRay has made, not the way Mobula does.
+// tryState asks the head that there is now, with the token that KubeRay has made, not the way Mobula does.
 func (s shared) tryState(ctx context.Context) (*ray.State, error) {
 	ip, err := s.TryKubectl(ctx, "--namespace", s.namespace, "get", "pods", "--selector", "ray.io/cluster=theirs,ray.io/node-type=head", "--output", "jsonpath={.items[*].status.podIP}")
 	if err != nil {
@@ -121,8 +126,8 @@ func (s shared) runs(t *testing.T, replicas int) {
 		if err != nil {
 			return err
 		}
-		alive := func(a ray.Actor) bool { return a.State == "ALIVE" }
-		if said != fmt.Sprintf("%d/%[1]d", replicas) || len(st.Actors) != replicas || len(st.Groups) != replicas || slices.IndexFunc(st.Actors, func(a ray.Actor) bool { return !alive(a) }) >= 0 {
+		waits := slices.ContainsFunc(st.Actors, func(a ray.Actor) bool { return a.State != "ALIVE" })
+		if waits || said != fmt.Sprintf("%d/%[1]d", replicas) || len(st.Actors) != replicas || len(st.Groups) != replicas {
 			return fmt.Errorf("ready are %s; Ray has actors %+v, groups %+v", said, st.Actors, st.Groups)
 		}
 		return nil
@@ -147,15 +152,17 @@ func (s shared) testHeadLost(t *testing.T) {
 
 // testUninstalled has the RayCluster be as it was before Mobula came.
 func (s shared) testUninstalled(t *testing.T) {
-	uid := s.kubectl(t, "get", "raycluster", "theirs", "--output", "jsonpath={.metadata.uid}")
+	theirs := func() string {
+		return s.kubectl(t, "get", "raycluster,secret,pod", "--selector", "ray.io/cluster=theirs", "--output", "jsonpath={.items[*].metadata.uid}") +
+			s.kubectl(t, "get", "raycluster", "theirs", "--output", "jsonpath={.metadata.uid} {.spec}")
+	}
+	before := theirs()
 	s.Helm(t, "uninstall", "mobula", "--namespace", s.namespace, "--wait", "--timeout", deadline.String())
-	s.Await(t, "no actor is left", func(ctx context.Context) error {
-		st, err := s.tryState(ctx)
-		if err == nil && len(st.Actors)+len(st.Groups) > 0 {
-			err = fmt.Errorf("there are %+v, %+v", st.Actors, st.Groups)
-		}
-		return err
-	})
-	require.Equal(t, uid, s.kubectl(t, "get", "raycluster", "theirs", "--output", "jsonpath={.metadata.uid}"))
-	require.Empty(t, s.kubectl(t, "get", "models,fleets,deployments", "--output", "name"))
+	require.Equal(t, before, theirs())
+	require.Empty(t, s.kubectl(t, "get", "models,fleets,deployments,leases", "--output", "name"))
+	require.Empty(t, s.kubectl(t, "get", "pods", "--selector", "app.kubernetes.io/component=uninstall", "--output", "name"))
+	st := s.state(t)
+	require.Empty(t, st.Actors)
+	require.Empty(t, st.Groups)
+	require.Len(t, st.Nodes, 2)
 }

@@ -37,3 +37,13 @@
 - --timeout=5m
 - Say hello.
 {{- end }}
+
+{{/* helm uninstall: all engines end. Helm's own timeout is 5 minutes by default. */}}
+{{- define "mobula.uninstallArgs" -}}
+- scale
+- --config=/etc/mobula/client.json
+- --all
+- --wait
+- --timeout=4m30s
+- "0"
+{{- end }}
