@@ -67,6 +67,7 @@ func (c *Cluster) Down(down bool) {
 	case down:
 		c.down()
 	default:
+		c.transport.CloseIdleConnections() // one whose end has not been noticed yet would fail what can't be sent twice
 		if err := c.listen(); err != nil {
 			panic(fmt.Sprintf("kubetest: %v", err))
 		}
