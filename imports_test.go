@@ -32,7 +32,7 @@ var rooms = map[string][]string{
 	"adapters/providers":            {".", "adapters"},
 	"adapters/ray":                  {".", "adapters", "engine", "raycluster", "state", "github.com/hashicorp/go-retryablehttp", "github.com/tidwall/", "golang.org/x/sync/"},
 	"adapters/ray/raytest":          {"raycluster"},
-	"adapters/kubernetes":           {".", "adapters", "kube", "golang.org/x/sync/", "k8s.io/"},
+	"adapters/kubernetes":           {".", "adapters", "engine", "kube", "golang.org/x/sync/", "k8s.io/"},
 	"adapters/kubernetes/kubetest":  {"kube", "k8s.io/"},
 	"adapters/kubernetes/resources": {".", "kube", "k8s.io/", "sigs.k8s.io/yaml"},
 	"adapters/kuberay":              {".", "adapters", "kube", "raycluster", "k8s.io/", "github.com/ray-project/kuberay/"},

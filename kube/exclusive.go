@@ -6,7 +6,7 @@ import (
 )
 
 // replaceWhole has fields of an overlay that exclude others of ours take their place: a value that of valueFrom, an nfs volume that of an
-// emptyDir, a probe by exec that of httpGet. Strategic merge would leave both, and the API server refuse them.
+// emptyDir, a probe by exec that of httpGet, the host's processes those of the pod. Strategic merge would leave both, and the API server refuse them.
 func replaceWhole(overlay map[string]any) {
 	spec, _ := overlay["spec"].(map[string]any)
 	volumes, _ := spec["volumes"].([]any)
@@ -20,6 +20,9 @@ func replaceWhole(overlay map[string]any) {
 			kept = append(kept, key)
 		}
 		volume["$retainKeys"] = kept
+	}
+	if _, given := spec["shareProcessNamespace"]; spec["hostPID"] == true && !given {
+		spec["shareProcessNamespace"] = nil
 	}
 	containers, _ := spec["containers"].([]any)
 	for _, c := range containers {

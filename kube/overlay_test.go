@@ -60,6 +60,14 @@ func TestOverlayReplacesWhatItExcludes(t *testing.T) {
 			func(p *corev1.PodTemplateSpec) any { return variable(p, "HF_HOME") }, "null",
 		},
 		{
+			"processes of containers apart", "spec: {shareProcessNamespace: false}", nil,
+			func(p *corev1.PodTemplateSpec) any { return p.Spec.ShareProcessNamespace }, "false",
+		},
+		{
+			"the host's processes", "spec: {hostPID: true}", nil,
+			func(p *corev1.PodTemplateSpec) any { return p.Spec.ShareProcessNamespace }, "null",
+		},
+		{
 			"all of the spread", "spec: {topologySpreadConstraints: [{$patch: replace}]}", nil,
 			func(p *corev1.PodTemplateSpec) any { return p.Spec.TopologySpreadConstraints }, "null",
 		},

@@ -63,6 +63,10 @@ func (e Engine) spec(a *ask) corev1.PodSpec {
 		SecurityContext:               e.podSecurity(),
 		Volumes:                       e.volumes(),
 	}
+	if !e.simulated() && e.Workload() != KindRayCluster {
+		// As PID 1 vLLM would not end at SIGTERM until it has a handler for it, tens of seconds after its start. Ray's pods have their supervisor.
+		spec.ShareProcessNamespace = new(true)
+	}
 	if p.RuntimeClass != "" {
 		spec.RuntimeClassName = new(p.RuntimeClass)
 	}

@@ -200,6 +200,7 @@ func (a *account) settle(x *mobula.Replica) {
 // refresh says anew how a group's replicas fare.
 func (s *keeper) refresh(group string) {
 	in := s.situation(group, &pace{})
+	in.pods = s.crashes.worded(in.pods)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := account{

@@ -74,11 +74,12 @@ type podPatch struct {
 	annotations map[string]*string
 }
 
-// podKill deletes one pod.
+// podKill deletes one pod. grace, if not 0, is for how long it may go on, in seconds.
 type podKill struct {
-	name string
-	uid  types.UID
-	why  string
+	name  string
+	uid   types.UID
+	why   string
+	grace int64
 }
 
 // putBack tells that others have changed an object.
@@ -119,6 +120,7 @@ func plan(s *situation) (actions, error) {
 		first = err
 	}
 	p.leftovers()
+	p.hurry()
 	return p.actions, first
 }
 

@@ -18,7 +18,7 @@ func (p *planner) counted(r *record) error {
 	var living, victims []*corev1.Pod
 	for _, pod := range p.podsOf(func(pod *corev1.Pod) bool { return pod.Labels[labelRecord] == r.Base }) {
 		if over(pod) {
-			p.kill = append(p.kill, podKill{pod.Name, pod.UID, cmp.Or(pod.Status.Message, pod.Status.Reason, "it has ended: "+string(pod.Status.Phase))})
+			p.kill = append(p.kill, podKill{name: pod.Name, uid: pod.UID, why: cmp.Or(pod.Status.Message, pod.Status.Reason, "it has ended: "+string(pod.Status.Phase))})
 			continue
 		}
 		living = append(living, pod)
@@ -83,7 +83,7 @@ func (p *planner) scale(r *record, id ident, o *unstructured.Unstructured, told 
 	// A ReplicaSet takes pods that are not ready before all others. What it took wrongly it makes again.
 	if settled(o, living) && living <= r.Replicas {
 		for _, pod := range victims {
-			p.kill = append(p.kill, podKill{pod.Name, pod.UID, "it is not needed, and the ReplicaSet took another one"})
+			p.kill = append(p.kill, podKill{name: pod.Name, uid: pod.UID, why: "it is not needed, and the ReplicaSet took another one"})
 		}
 	}
 }

@@ -73,7 +73,7 @@ func (p *planner) gang(r *record, id string) {
 			p.annotate(id, annotationFalls, fall{falls.times + 1, p.now}.String())
 		}
 		for _, pod := range old {
-			p.kill = append(p.kill, podKill{pod.Name, pod.UID, "another pod of its engine ended: all of them start anew"})
+			p.kill = append(p.kill, podKill{name: pod.Name, uid: pod.UID, why: "another pod of its engine ended: all of them start anew"})
 		}
 	}
 }

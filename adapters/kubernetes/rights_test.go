@@ -1,11 +1,13 @@
 package kubernetes
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"github.com/mobula-serve/mobula/adapters"
@@ -49,6 +51,83 @@ func TestEachRightThatIsMissingIsNamed(t *testing.T) {
 	for _, r := range append(Rules(), NodeRules()...) {
 		require.NotContains(t, r.Verbs, rbacv1.VerbAll)
 		require.NotContains(t, r.Resources, rbacv1.ResourceAll)
+	}
+}
+
+// TestRightsAreAskedForAtOnce: one request lists what we may; only what it leaves open is asked for by itself.
+func TestRightsAreAskedForAtOnce(t *testing.T) {
+	const list, each = "create selfsubjectrulesreviews", "create selfsubjectaccessreviews"
+	verbs := 0
+	for _, r := range Rules() {
+		verbs += len(r.Verbs)
+	}
+	for _, test := range []struct {
+		name string
+		with func(c *kubetest.Cluster)
+		each int
+		err  string
+	}{
+		{"all is granted", func(*kubetest.Cluster) {}, 0, ""},
+		{"all is granted one by one", func(c *kubetest.Cluster) { c.Deny("get", "secrets") }, 0, ""},
+		{"two rights are missing", func(c *kubetest.Cluster) { c.Deny("get", "pods/log"); c.Deny("list", "pods") }, 2, "get pods/log; list pods"},
+		{"the list may not be asked for", func(c *kubetest.Cluster) { c.Deny("create", "selfsubjectrulesreviews") }, verbs, ""},
+		{"there is no list", func(c *kubetest.Cluster) { c.Fail("create", "selfsubjectrulesreviews", http.StatusNotFound, 1) }, verbs, ""},
+		{"lists are not supported", func(c *kubetest.Cluster) { c.Fail("create", "selfsubjectrulesreviews", http.StatusMethodNotAllowed, 1) }, verbs, ""},
+		{"no list, and a right is missing", func(c *kubetest.Cluster) { c.Deny("create", "selfsubjectrulesreviews"); c.Deny("patch", "pods") }, verbs, "patch pods"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cube := kubetest.New(kubetest.Options{Namespaces: []string{testSpace}})
+			t.Cleanup(cube.Close)
+			test.with(cube)
+			err := Permitted(t.Context(), &Connection{Client: cube.Client(), Namespace: testSpace}, Rules())
+			if test.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, "missing rights in namespace "+testSpace+": "+test.err+":")
+			}
+			require.Equal(t, 1, cube.Calls()[list])
+			require.Equal(t, test.each, cube.Calls()[each])
+		})
+	}
+	cube := kubetest.New(kubetest.Options{})
+	t.Cleanup(cube.Close)
+	cube.Down(true)
+	require.ErrorIs(t, Permitted(t.Context(), &Connection{Client: cube.Client(), Namespace: testSpace}, Rules()), adapters.ErrUnavailable)
+}
+
+func TestARuleGrantsWhatItCoversAndNoMore(t *testing.T) {
+	need := rule("apps", "deployments", "get")
+	named, log := rule("", "secrets", "get"), rule("", "pods/log", "get")
+	named.ResourceNames = []string{"state"}
+	has := func(verbs, groups, resources string, names ...string) authorizationv1.ResourceRule {
+		split := func(s string) []string { return strings.Split(s, ",") }
+		return authorizationv1.ResourceRule{Verbs: split(verbs), APIGroups: split(groups), Resources: split(resources), ResourceNames: names}
+	}
+	for _, test := range []struct {
+		name string
+		has  authorizationv1.ResourceRule
+		need rbacv1.PolicyRule
+		want bool
+	}{
+		{"the same", has("get", "apps", "deployments"), need, true},
+		{"one of several", has("list,get", ",apps", "statefulsets,deployments"), need, true},
+		{"everything", has("*", "*", "*"), need, true},
+		{"another verb", has("list", "apps", "deployments"), need, false},
+		{"another group", has("get", "", "deployments"), need, false},
+		{"another resource", has("get", "apps", "statefulsets"), need, false},
+		{"a subresource of it", has("get", "apps", "deployments/status"), need, false},
+		{"one object of it", has("get", "apps", "deployments", "chat"), need, false},
+		{"the object that is needed", has("get", "", "secrets", "other", "state"), named, true},
+		{"another object", has("get", "", "secrets", "other"), named, false},
+		{"all objects", has("get", "", "secrets"), named, true},
+		{"the subresource", has("get", "", "pods/log"), log, true},
+		{"that subresource of all", has("get", "", "*/log"), log, true},
+		{"another one of all", has("get", "", "*/status"), log, false},
+		{"the resource without it", has("get", "", "pods"), log, false},
+		{"all of the group", has("get", "", "*"), log, true},
+		{"nothing", authorizationv1.ResourceRule{}, need, false},
+	} {
+		t.Run(test.name, func(t *testing.T) { require.Equal(t, test.want, grants(&test.has, &test.need, "get")) })
 	}
 }
 

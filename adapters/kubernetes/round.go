@@ -45,6 +45,7 @@ type keeper struct {
 	objects  map[schema.GroupVersionResource]*shelf
 	watches  []*watched // all but the nodes'
 	nodesOn  *watched
+	crashes  *crashes
 	pace     map[string]pace // by group; one worker at a time has each entry
 	paceLock sync.Mutex
 
@@ -62,12 +63,13 @@ type pace struct {
 	claim   types.UID // of the record whose model's claim was made
 }
 
-// awaited is a write that the watches have not shown yet: a version, or that an object is gone.
+// awaited is a write that the watches have not shown yet: a version, or that an object is gone, or goes within a grace period.
 type awaited struct {
 	on      *shelf
 	name    string
 	version string
 	gone    types.UID
+	grace   int64 // 0 for any
 }
 
 // fight counts how often an object was put back.
@@ -78,13 +80,18 @@ type fight struct {
 
 func newKeeper(c *Cluster, l *link) *keeper {
 	s := &keeper{
-		Cluster: c, link: l, objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[[2]string][]ident{},
+		Cluster: c, link: l, crashes: newCrashes(), objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[[2]string][]ident{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
 	}
 	ours := labels.Set{kube.LabelManagedBy: kube.ManagedBy}.String() + "," + kube.LabelModel
 	touch := func(o metav1.Object, _ bool) { s.touch(o) }
 	core := l.Client.CoreV1()
-	s.pods = newShelf(groupByLabels, slimPod, touch)
+	s.pods = newShelf(groupByLabels, slimPod, func(o metav1.Object, gone bool) {
+		if gone {
+			s.crashes.forget(o.GetName())
+		}
+		s.touch(o)
+	})
 	s.watches = append(s.watches, newWatched("pods", &corev1.Pod{}, core.Pods(l.Namespace), ours, s.pods, s.turned))
 	s.maps = newShelf(groupByLabels, nil, s.recordTouched)
 	s.watches = append(s.watches, newWatched("configmaps", &corev1.ConfigMap{}, core.ConfigMaps(l.Namespace), ours+","+labelRecord, s.maps, s.turned))
@@ -114,10 +121,14 @@ func (s *keeper) run(ctx context.Context) {
 		for range workers {
 			wg.Go(func() { s.work(ctx) })
 		}
+		for range crashReaders {
+			wg.Go(func() { s.readCrashes(ctx) })
+		}
 		s.again(ctx)
 	})
 	<-ctx.Done()
 	s.queue.ShutDown()
+	s.crashes.queue.ShutDown()
 	wg.Wait()
 }
 
@@ -315,10 +326,12 @@ func (p *pace) lag(now time.Time) time.Duration {
 func (a awaited) shown() bool {
 	o := a.on.get(a.name)
 	if a.gone != "" {
-		return o == nil || o.GetUID() != a.gone || o.GetDeletionTimestamp() != nil
+		return o == nil || o.GetUID() != a.gone || o.GetDeletionTimestamp() != nil && a.soon(o.GetDeletionGracePeriodSeconds())
 	}
 	return o != nil && !newer(a.version, o.GetResourceVersion())
 }
+
+func (a awaited) soon(grace *int64) bool { return a.grace == 0 || grace != nil && *grace <= a.grace }
 
 func (p *pace) await(a awaited, now time.Time) {
 	p.awaited, p.until = append(p.awaited, a), now.Add(lagMost)

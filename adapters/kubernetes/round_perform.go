@@ -126,7 +126,7 @@ func (s *keeper) apply(ctx context.Context, o *unstructured.Unstructured, p *pac
 	made, err := s.link.Dynamic.Resource(gvr).Namespace(s.link.Namespace).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: kube.FieldManager, Force: ours})
 	switch {
 	case apierrors.IsConflict(err) && !ours:
-		return fmt.Errorf("%s %s: %w: delete or rename it (%v)", o.GetKind(), o.GetName(), errForeign, err)
+		return fmt.Errorf("%s %s: %w: delete or rename it (%v)", o.GetKind(), o.GetName(), errForeign, err) //nolint:errorlint // it is no conflict that passes
 	case err != nil:
 		return explain("apply", o.GetKind(), o.GetName(), err)
 	}
@@ -163,11 +163,15 @@ func (s *keeper) mark(ctx context.Context, m podPatch, p *pace) error {
 
 func (s *keeper) kill(ctx context.Context, k podKill, p *pace) error {
 	s.log.Info("deletes a pod", "pod", k.name, "reason", k.why)
-	err := s.link.Client.CoreV1().Pods(s.link.Namespace).Delete(ctx, k.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &k.uid}})
+	o := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &k.uid}}
+	if k.grace > 0 {
+		o.GracePeriodSeconds = &k.grace
+	}
+	err := s.link.Client.CoreV1().Pods(s.link.Namespace).Delete(ctx, k.name, o)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return explain("delete", "Pod", k.name, err)
 	}
-	p.await(awaited{on: s.pods, name: k.name, gone: k.uid}, s.now())
+	p.await(awaited{on: s.pods, name: k.name, gone: k.uid, grace: k.grace}, s.now())
 	return nil
 }
 

@@ -16,11 +16,11 @@ import (
 	"github.com/mobula-serve/mobula/kube"
 )
 
-// writes counts the requests that change something since ResetCalls, access reviews left out.
+// writes counts the requests that change something since ResetCalls, reviews of rights left out.
 func (l *lab) writes() int {
 	n := 0
 	for call, times := range l.cube.Calls() {
-		if verb, _, _ := strings.Cut(call, " "); slices.Contains([]string{"create", "update", "patch", "apply", "delete"}, verb) && !strings.Contains(call, "accessreview") {
+		if verb, _, _ := strings.Cut(call, " "); slices.Contains([]string{"create", "update", "patch", "apply", "delete"}, verb) && !strings.Contains(call, "subjectaccessreviews") && !strings.Contains(call, "subjectrulesreviews") {
 			n += times
 		}
 	}

@@ -336,12 +336,19 @@ func (c *Cluster) erase(r ref, d deletion) *object {
 		c.store.drop(r.table, r.key)
 		return nil
 	}
-	if live.deleting() && number(live.tree, 0, "metadata", "deletionGracePeriodSeconds") <= grace {
-		return live
+	asked := c.opts.Now()
+	if live.deleting() {
+		was := number(live.tree, 0, "metadata", "deletionGracePeriodSeconds")
+		if d.grace < 0 || was <= grace { // it may only be shortened
+			return live
+		}
+		if until, err := time.Parse(time.RFC3339, text(live.tree, "metadata", "deletionTimestamp")); err == nil {
+			asked = until.Add(-time.Duration(was) * time.Second)
+		}
 	}
 	next := live.draft()
 	meta := sub(next, "metadata")
-	meta["deletionTimestamp"] = c.opts.Now().Add(time.Duration(grace) * time.Second).UTC().Format(time.RFC3339)
+	meta["deletionTimestamp"] = asked.Add(time.Duration(grace) * time.Second).UTC().Format(time.RFC3339)
 	meta["deletionGracePeriodSeconds"] = grace
 	if g, ok := meta["generation"].(int64); ok {
 		meta["generation"] = g + 1

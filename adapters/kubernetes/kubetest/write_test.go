@@ -262,6 +262,14 @@ func TestDeletion(t *testing.T) {
 	require.NoError(t, pods.Delete(ctx, "p", metav1.DeleteOptions{}))
 	require.NotNil(t, c.Pod("default", "p").DeletionTimestamp)
 	require.Equal(t, int64(30), *c.Pod("default", "p").DeletionGracePeriodSeconds)
+	until := c.Pod("default", "p").DeletionTimestamp.Time
+	for _, again := range []struct{ asked, want int64 }{{40, 30}, {12, 12}, {20, 12}} { // it is only shortened, from when it was first asked for
+		require.NoError(t, pods.Delete(ctx, "p", metav1.DeleteOptions{GracePeriodSeconds: &again.asked}))
+		require.Equal(t, again.want, *c.Pod("default", "p").DeletionGracePeriodSeconds)
+	}
+	require.NoError(t, pods.Delete(ctx, "p", metav1.DeleteOptions{}))
+	require.Equal(t, int64(12), *c.Pod("default", "p").DeletionGracePeriodSeconds)
+	require.Equal(t, until.Add(-18*time.Second), c.Pod("default", "p").DeletionTimestamp.Time)
 	require.NoError(t, c.Finish("default", "p"))
 	require.Nil(t, c.Pod("default", "p"))
 
