@@ -119,8 +119,9 @@ func (c *Cluster) testWhole(t *testing.T) {
 	require.Contains(t, c.Enter(t, "ctr", "--address", filepath.Join(state, "containerd.sock"), "--namespace", "k8s.io", "images", "list"), c.image)
 }
 
-// engines are two replicas of a simulated engine and their Service. IMAGE is Mobula's.
-const engines = `
+// engines are two replicas of a simulated engine and their Service.
+func (c *Cluster) engines() string {
+	return strings.ReplaceAll(`
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: sim}
@@ -150,12 +151,13 @@ apiVersion: v1
 kind: Service
 metadata: {name: sim}
 spec: {selector: {app: sim}, ports: [{port: 80, targetPort: 8000}]}
-`
+`, "IMAGE", c.image)
+}
 
 func (c *Cluster) startEngines(t *testing.T) (namespace string) {
 	t.Helper()
 	namespace = c.Namespace(t)
-	c.Apply(t, namespace, strings.ReplaceAll(engines, "IMAGE", c.image))
+	c.Apply(t, namespace, c.engines())
 	c.Kubectl(t, "--namespace", namespace, "rollout", "status", "deployment/sim", "--timeout", deadline.String())
 	return namespace
 }
@@ -256,7 +258,7 @@ func (c *Cluster) testHelm(t *testing.T) {
 	chart := t.TempDir()
 	for name, content := range map[string]string{
 		"Chart.yaml":           "apiVersion: v2\nname: sim\nversion: 0.1.0\n",
-		"templates/sim.yaml":   engines,
+		"templates/sim.yaml":   c.engines(),
 		"templates/NOTES.txt":  "{{ .Release.Name }} is there\n",
 		"templates/_note.tpl":  "",
 		"values.schema.json":   `{"type": "object"}`,
