@@ -132,7 +132,7 @@ func (c *Control) draft(next *mobula.Fleet, file []byte, source string) (*Change
 		mem.Deleted = false
 		switch old := byName(before, m.Name); {
 		case mem.Pin == "":
-		case old != nil && revisionOf(old, mem.Nonce) == revisionOf(m, mem.Nonce): // what has failed is not tried again because another model changes
+		case old != nil && onlyReplicas(old, m): // what has failed is not tried again because another model changes
 			change.Warnings = append(change.Warnings, fmt.Sprintf("model %s stays at revision %s, to which it was rolled back: `mobula restart %s` tries the file's again", m.Name, mem.Pin, m.Name))
 		default:
 			mem.Pin = ""
@@ -155,6 +155,13 @@ func (c *Control) draft(next *mobula.Fleet, file []byte, source string) (*Change
 	}
 	change.Settings = c.want.fleet == nil || !sameSettings(before, next)
 	return change, d
+}
+
+// onlyReplicas tells that two models differ in nothing but their number of replicas, if at all.
+func onlyReplicas(a, b *mobula.Model) bool {
+	scaled := *a
+	scaled.Replicas = b.Replicas
+	return len(differences(&scaled, b)) == 0
 }
 
 func sameSettings(a, b *mobula.Fleet) bool {

@@ -231,7 +231,7 @@ func (c *Control) Restart(_ context.Context, model string) error {
 	return nil
 }
 
-// Rollback makes a model's last good revision the wanted one, until an apply changes what its engines are made from, or a restart.
+// Rollback makes a model's last good revision the wanted one, until an apply changes more of it than its replicas, or a restart.
 func (c *Control) Rollback(_ context.Context, model string) error {
 	return c.edit(model, func(m *memory) error {
 		to := m.Good

@@ -65,7 +65,8 @@ func causes() []string {
 
 func isHollow(line string) bool {
 	lower := strings.ToLower(line)
-	return strings.Contains(lower, "see root cause above") || strings.Contains(lower, "engine core initialization failed") ||
+	return strings.Contains(lower, "see root cause above") || strings.Contains(lower, "stack trace for root cause") ||
+		strings.Contains(lower, "stack trace above for the root cause") || strings.Contains(lower, "engine core initialization failed") ||
 		strings.HasPrefix(lower, "systemexit") || strings.HasPrefix(lower, "keyboardinterrupt")
 }
 

@@ -27,6 +27,12 @@ func TestFailureReasonIsTheLineThatAPersonNeeds(t *testing.T) {
 (APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}`,
 			"ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
 		},
+		"a worker of several": { // the words are those of vLLM's multiproc_executor
+			`(Worker_TP1 pid=9) ERROR 11-22 19:40:43 [multiproc_executor.py:700] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB.
+(EngineCore_DP0 pid=8) ERROR 11-22 19:40:43 [core.py:900] Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.
+(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}`,
+			"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB.",
+		},
 		"another process has the GPU's memory": {
 			`(EngineCore pid=9) ERROR 11-22 19:40:43 [core.py:900] ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired GPU memory utilization (0.9, 71.2 GiB).
 (APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}`,
