@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/url"
 	"sync"
@@ -140,7 +139,7 @@ func TestKubeRayServiceHoldsEngines(t *testing.T) {
 		w.AwaitServes(chatModel, id)
 	}
 	w.Await("the router reports again", func() bool { return w.object(resources.KindFleet, "default").Get("status.routers").Int() == 1 })
-	require.Contains(t, fmt.Sprint(w.Run("get", "replicas")), "10.77.0.1", "Ray's nodes are the hosts")
+	require.Contains(t, w.Run("get", "replicas"), "10.77.0.1", "Ray's nodes are the hosts")
 	w.remove(resources.KindModel, "chat")
 	w.Await("nothing is left", func() bool { return len(second.Running()) == 0 && len(w.Replicas()) == 0 })
 }
