@@ -163,12 +163,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 func (c *Cluster) serve(ctx context.Context, l *link) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := newKeeper(c, l)
 	c.mu.Lock()
 	if c.link != l {
 		c.mu.Unlock()
 		return
 	}
+	s := newKeeper(c, l) // its queues live until it has run
 	c.keeper = s
 	clear(c.records) // they are read anew: some may be gone
 	clear(c.statuses)

@@ -273,7 +273,7 @@ func (s *keeper) keep(r *record) {
 	}
 }
 
-// reread reads a record that was changed by somebody else, and fails when what is asked for in it was.
+// reread reads a record that was changed meanwhile, and fails when what is asked for in it was.
 func (s *keeper) reread(ctx context.Context, was *record) error {
 	m, err := s.link.Client.CoreV1().ConfigMaps(s.link.Namespace).Get(ctx, was.name(), metav1.GetOptions{})
 	switch {
@@ -288,7 +288,7 @@ func (s *keeper) reread(ctx context.Context, was *record) error {
 		return err
 	}
 	s.learn(r)
-	if r.written != was.written {
+	if !r.asks(was) {
 		return fmt.Errorf("ConfigMap %s: it was changed by %s: only one control plane may look after a deployment", was.name(), lastManager(m))
 	}
 	return nil

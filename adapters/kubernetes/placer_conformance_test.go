@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -49,6 +50,7 @@ func (s patient) Apply(ctx context.Context, d adapters.Deployment) error {
 		}
 		select {
 		case <-changed:
+		case <-time.After(100 * time.Millisecond): // what somebody else applies may change no replica
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -90,6 +90,11 @@ func (r *record) deployment() adapters.Deployment {
 	return adapters.Deployment{Key: r.Key, Model: r.Model, Replicas: r.Replicas, Drain: slices.Clone(r.Drain)}
 }
 
+// asks tells whether the same is asked for as in another one of it, whatever has become of that.
+func (r *record) asks(other *record) bool {
+	return r.Removed == other.Removed && r.Replicas == other.Replicas && slices.Equal(r.Drain, other.Drain) && kube.Hash(r.Model) == kube.Hash(other.Model)
+}
+
 // text is what is stored of it.
 func (r *record) text() (string, error) {
 	text, err := json.Marshal(r)

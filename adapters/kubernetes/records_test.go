@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"pgregory.net/rapid"
@@ -199,4 +200,23 @@ func TestARecordOfAnotherVersionOfMobulaRestartsNothing(t *testing.T) {
 	})
 	l.quiet()
 	require.Equal(t, ids, l.ready(1))
+}
+
+func TestARecordThatARoundHasChangedIsNoOneElses(t *testing.T) {
+	l := newLab(t, kubetest.Options{})
+	l.apply(deployment("chat", "r1", 2))
+	l.ready(2)
+	l.quiet()
+	key := deployment("chat", "r1", 2).Key
+
+	was := l.live(key)
+	next := was.clone()
+	next.Victims = append(next.Victims, "gone")
+	require.NoError(t, l.keeper.store(t.Context(), next))
+	require.NoError(t, l.keeper.reread(t.Context(), was), "what is asked for is the same")
+	require.True(t, apierrors.IsConflict(l.keeper.change(t.Context(), was, func(*record) bool { return true })), "a round never writes over what is newer")
+
+	other := was.clone()
+	other.Replicas = 7
+	require.ErrorContains(t, l.keeper.reread(t.Context(), other), "only one control plane may look after a deployment")
 }

@@ -22,18 +22,12 @@ var errForeign = errors.New("one of that name is in the namespace that is not Mo
 // perform does what was planned, in order, up to the first error. What could not be done is planned again.
 func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *pace) error {
 	for _, r := range todo.adopt {
-		next := r.clone()
-		next.owner = in.owner
-		if err := s.store(ctx, next); err != nil {
+		if err := s.change(ctx, r, func(next *record) bool { next.owner = in.owner; return true }); err != nil {
 			return err
 		}
 	}
 	for _, r := range todo.resize {
-		next := r.clone()
-		if s.resize(next); slices.Equal(next.Victims, r.Victims) {
-			continue
-		}
-		if err := s.store(ctx, next); err != nil {
+		if err := s.change(ctx, r, func(next *record) bool { s.resize(next); return !slices.Equal(next.Victims, r.Victims) }); err != nil {
 			return err
 		}
 	}
@@ -65,6 +59,18 @@ func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *p
 		}
 	}
 	return nil
+}
+
+// change writes a record anew as it became, which nobody has asked for, unless Apply has changed it meanwhile: that is a conflict.
+func (s *keeper) change(ctx context.Context, r *record, to func(next *record) bool) error {
+	lock := s.lock(r.Key)
+	lock.Lock()
+	defer lock.Unlock()
+	next := r.clone()
+	if !to(next) {
+		return nil
+	}
+	return s.store(ctx, next)
 }
 
 // inTime bounds one request.
