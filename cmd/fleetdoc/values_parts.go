@@ -191,6 +191,8 @@ type RedisValues struct {
 	StorageClass string `yaml:"storageClass"`
 	// Requests and limits of the container, as Kubernetes has them.
 	Resources Object `yaml:"resources"`
+	// Arguments of redis-server after ours. Default: none.
+	ExtraArgs []string `yaml:"extraArgs"`
 	// Part of a pod template (metadata and spec) that is merged into ours, as router.pod is.
 	Pod Object `yaml:"pod"`
 }

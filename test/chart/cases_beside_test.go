@@ -191,10 +191,10 @@ func besideCases() []valueCase {
 			notes: []string{"No engine uses the pool"},
 		},
 		{
-			name: "Redis", values: lmcache + "redis: {enabled: true, maxMemory: 1gb, storage: 5Gi, storageClass: fast, image: {tag: '7'}, resources: {limits: {memory: 2Gi}}, pod: {spec: {priorityClassName: p}}}",
+			name: "Redis", values: lmcache + "redis: {enabled: true, maxMemory: 1gb, storage: 5Gi, storageClass: fast, image: {tag: '7'}, resources: {limits: {memory: 2Gi}}, extraArgs: [--io-threads, '4'], pod: {spec: {priorityClassName: p}}}",
 			want: []want{
 				{"StatefulSet/mobula-redis", "spec template spec containers 0 image", "redis:7"},
-				{"StatefulSet/mobula-redis", "spec template spec containers 0 args", "- --maxmemory\n- 1gb\n- --maxmemory-policy\n- allkeys-lru"},
+				{"StatefulSet/mobula-redis", "spec template spec containers 0 args", "- --maxmemory\n- 1gb\n- --maxmemory-policy\n- allkeys-lru\n- --protected-mode\n- \"no\"\n- --io-threads\n- \"4\""},
 				{"StatefulSet/mobula-redis", "spec template spec containers 0 resources limits memory", "2Gi"},
 				{"StatefulSet/mobula-redis", "spec template spec priorityClassName", "p"},
 				{"StatefulSet/mobula-redis", "spec volumeClaimTemplates 0 spec", "accessModes:\n- ReadWriteOnce\nresources:\n  requests:\n    storage: 5Gi\nstorageClassName: fast"},

@@ -7,7 +7,7 @@ func lmcacheCases() []valueCase {
 		pod       = "spec template spec "
 		container = pod + "containers 0 "
 		uses      = `engine: {args: [--max-model-len, "8192", --kv-transfer-config, '{"kv_connector":"LMCacheMPConnector","kv_role":"kv_both"}']}`
-		tied      = `{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.port":5555},"kv_role":"kv_both"}`
+		tied      = `{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.heartbeat_interval":2,"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.mq_timeout":5,"lmcache.mp.port":5555},"kv_role":"kv_both"}`
 		image     = "lmcache: {enabled: true, image: {repository: lm, tag: v1}}\n"
 		shm       = "hostPath:\n  path: /dev/shm\n  type: Directory\nname: "
 	)
@@ -67,11 +67,12 @@ lmcache:
 				{set, container + "args 9", "6557"},
 				{set, container + "args 11", "7"},
 				{set, container + "args 15", "512"},
-				{set, container + "args 17", `{"base_path":"/kv","type":"fs"}`},
-				{set, container + "args 19", `{"type":"mock"}`},
-				{set, container + "args 21", "http://c:9300"},
-				{set, container + "args 23", "$(POD_IP)"},
-				{set, container + "args 25", "4"},
+				{set, container + "args 17", "retain"},
+				{set, container + "args 19", `{"base_path":"/kv","type":"fs"}`},
+				{set, container + "args 21", `{"type":"mock"}`},
+				{set, container + "args 23", "http://c:9300"},
+				{set, container + "args 25", "$(POD_IP)"},
+				{set, container + "args 27", "4"},
 				{set, container + "ports", "- containerPort: 6555\n  name: zmq\n  protocol: TCP\n- containerPort: 6556\n  name: http\n  protocol: TCP\n- containerPort: 6557\n  name: metrics\n  protocol: TCP"},
 				{set, container + "env 5 name", "A"},
 				{set, container + "resources", "limits:\n  memory: 9Gi"},
@@ -96,7 +97,7 @@ lmcache:
 		{
 			name: "LMCache over Redis", values: image + "redis: {enabled: true, password: {name: s, key: k}}\nnetworkPolicy: {enabled: true, metricsFrom: [{podSelector: {matchLabels: {m: o}}}]}\npodMonitor: {enabled: true, labels: {release: kps}}\nmodels: [{name: a, replicas: 1, " + uses + "}]",
 			want: []want{
-				{set, container + "args 17", `{"host":"mobula-redis.llm.svc","port":6379,"shared":true,"type":"resp"}`},
+				{set, container + "args 19", `{"host":"mobula-redis.llm.svc","port":6379,"shared":true,"type":"resp"}`},
 				{set, container + "env 5", "name: LMCACHE_RESP_PASSWORD\nvalueFrom:\n  secretKeyRef:\n    key: k\n    name: s"},
 				{"NetworkPolicy/mobula-redis", "spec ingress 0 from 1 podSelector matchLabels app.kubernetes.io/component", "lmcache"},
 				{"NetworkPolicy/mobula-lmcache", "spec ingress 0 ports", "- port: zmq\n  protocol: TCP"},
@@ -116,7 +117,12 @@ lmcache:
 		{
 			name: "LMCache among several connectors", values: image + `models: [{name: a, replicas: 1, engine: {args: ['--kv-transfer-config={"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":[{"kv_connector":"NixlConnector"},{"kv_connector":"LMCacheMPConnector"}]}}']}}]`,
 			want: []want{{"Model/a", "spec engine args 0", `--kv-transfer-config={"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":[{"kv_connector":"NixlConnector"},` +
-				`{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.port":5555}}]}}`}},
+				`{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.heartbeat_interval":2,"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.mq_timeout":5,"lmcache.mp.port":5555}}]}}`}},
+		},
+		{
+			name: "an engine's own patience", values: image + `models: [{name: a, replicas: 1, engine: {args: ['--kv-transfer-config={"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.mq_timeout":60}}']}}]`,
+			want: []want{{"Model/a", "spec engine args 0", `--kv-transfer-config={"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":` +
+				`{"lmcache.mp.heartbeat_interval":2,"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.mq_timeout":60,"lmcache.mp.port":5555}}`}},
 		},
 		{
 			name: "arguments that are no configuration", values: image + `models: [{name: a, replicas: 1, engine: {args: ["--kv-transfer-config={LMCacheMPConnector", "--kv-transfer-config.kv_connector=LMCacheMPConnector"]}}]`,

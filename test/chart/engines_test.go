@@ -82,7 +82,7 @@ models: [{name: a, replicas: 1, resources: {gpus: `+gpus+`}, engine: {args: [--k
 			require.NotNil(t, volume.HostPath, volume.Name)
 			require.Equal(t, "/dev/shm", volume.HostPath.Path)
 			require.True(t, pod.Spec.HostIPC)
-			require.Contains(t, engine.Args, `{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.port":5555},"kv_role":"kv_both"}`)
+			require.Contains(t, engine.Args, `{"kv_connector":"LMCacheMPConnector","kv_connector_extra_config":{"lmcache.mp.heartbeat_interval":2,"lmcache.mp.host":"tcp://mobula-lmcache.llm.svc","lmcache.mp.mq_timeout":5,"lmcache.mp.port":5555},"kv_role":"kv_both"}`)
 		})
 	}
 }

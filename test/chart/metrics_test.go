@@ -15,17 +15,18 @@ import (
 )
 
 var (
-	metricName  = regexp.MustCompile(`\b(?:mobula_|vllm:|process_|go_)[a-z0-9_]+`)
+	metricName  = regexp.MustCompile(`\b(?:mobula_|vllm:|lmcache_|process_|go_)[a-z0-9_]+`)
 	ofHistogram = regexp.MustCompile(`_(bucket|sum|count)$`)
 )
 
-// knownMetrics are those of docs/metrics.md, of vLLM as it was captured, and of client_golang.
+// knownMetrics are those of docs/metrics.md, of vLLM and LMCache's server as they were captured, and of client_golang.
 func knownMetrics(t *testing.T) map[string]bool {
 	t.Helper()
 	known := map[string]bool{"process_resident_memory_bytes": true, "process_cpu_seconds_total": true}
 	for path, pattern := range map[string]string{
 		"../../docs/metrics.md":             "(?m)^\\| `([a-z_:0-9]+)`",
 		"../../engine/testdata/metrics.txt": `(?m)^# TYPE (vllm:[a-z_0-9]+)`,
+		"testdata/lmcache-metrics.txt":      `(?m)^# TYPE (lmcache_[a-z_0-9]+)`,
 	} {
 		raw, err := os.ReadFile(path)
 		require.NoError(t, err)
@@ -43,7 +44,7 @@ func requireKnownMetrics(t *testing.T, known map[string]bool, text string) {
 	names := metricName.FindAllString(text, -1)
 	require.NotEmpty(t, names)
 	for _, name := range names {
-		require.True(t, known[name] || known[ofHistogram.ReplaceAllString(name, "")], "%s is no metric of Mobula or vLLM", name)
+		require.True(t, known[name] || known[ofHistogram.ReplaceAllString(name, "")], "%s is no metric of Mobula, vLLM or LMCache", name)
 	}
 }
 

@@ -3,11 +3,19 @@
 package kube
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +45,51 @@ func (c *Cluster) ImportMobula(t *testing.T) {
 	}
 	c.Import(t, archive)
 	c.binary = binary
+}
+
+// ImportPrograms gives the node an image of programs of this machine, with the libraries that they need. It runs the first.
+func (c *Cluster) ImportPrograms(t *testing.T, name string, programs ...string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "ldd", programs...).Output()
+	require.NoError(t, err)
+	files := map[string]bool{}
+	for _, path := range append(regexp.MustCompile(`/\S+`).FindAllString(string(out), -1), programs...) {
+		files[strings.TrimSuffix(path, ":")] = true
+	}
+	layer := tarOf(t, func(add func(name string, content []byte)) {
+		for _, path := range slices.Sorted(maps.Keys(files)) {
+			content, err := os.ReadFile(path)
+			require.NoError(t, err)
+			add(path[1:], content)
+		}
+	})
+	config, err := json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Entrypoint": programs[:1]},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
+	})
+	require.NoError(t, err)
+	manifest, err := json.Marshal([]any{map[string]any{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
+	require.NoError(t, err)
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	require.NoError(t, os.WriteFile(archive, tarOf(t, func(add func(name string, content []byte)) {
+		add("layer.tar", layer)
+		add("config.json", config)
+		add("manifest.json", manifest)
+	}), 0o600))
+	c.Import(t, archive)
+}
+
+func tarOf(t *testing.T, fill func(add func(name string, content []byte))) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	fill(func(name string, content []byte) {
+		require.NoError(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}))
+		_, err := w.Write(content)
+		require.NoError(t, err)
+	})
+	require.NoError(t, w.Close())
+	return out.Bytes()
 }
 
 // FakeToleration is what a pod needs to be placed on nodes of FakeNodes, with the node selector type: kwok.

@@ -45,10 +45,19 @@ func TestKubernetes(t *testing.T) {
 			t.Run("values of a production-stack are installed", c.testConverted)
 			t.Run("a node is lost", c.testNodeLost)
 		})
-		t.Run("real", func(t *testing.T) {
+		t.Run("real vLLM", func(t *testing.T) {
 			t.Parallel()
-			t.Run("vLLM and Ray", c.testReal)
-			t.Run("a RayCluster of others", c.testSharedRay)
+			if s := c.real(t); s != nil {
+				t.Run("in pods", s.testVLLM)
+				t.Run("over LMCache", s.testLMCache)
+			}
+		})
+		t.Run("real Ray", func(t *testing.T) {
+			t.Parallel()
+			if s := c.real(t); s != nil {
+				t.Run("in pods", s.testRay)
+				t.Run("a RayCluster of others", s.testSharedRay)
+			}
 		})
 	})
 	t.Run("README", c.testReadme)

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,15 +22,11 @@ import (
 // shared is a release whose engines run in a RayCluster of others: theirs, of real Ray, as KubeRay starts it.
 type shared struct{ *release }
 
-// testSharedRay runs where real Ray is installed, as testReal does.
-func (c *Cluster) testSharedRay(t *testing.T) {
-	if os.Getenv("MOBULA_REAL_DIR") == "" {
-		t.Log("NOT RUN: engines in a RayCluster of others, for MOBULA_REAL_DIR is not set: run test/real/setup.sh and have it name what that prints")
-		return
-	}
+func (on *realSuite) testSharedRay(t *testing.T) {
+	c := on.Cluster
 	c.KubeRay(t)
 	s := shared{&release{Cluster: c, namespace: c.Namespace(t), values: filepath.Join("testdata", "values-shared.yaml")}}
-	s.addRayCluster(t)
+	s.addRayCluster(t, on)
 	s.helm(t, "install")
 	t.Cleanup(func() {
 		if _, err := c.run(context.WithoutCancel(t.Context()), "", "helm", "uninstall", "mobula", "--namespace", s.namespace, "--ignore-not-found", "--no-hooks"); err != nil {
@@ -62,15 +57,9 @@ func (c *Cluster) testSharedRay(t *testing.T) {
 }
 
 // addRayCluster makes the RayCluster and waits for all of it.
-func (s shared) addRayCluster(t *testing.T) {
+func (s shared) addRayCluster(t *testing.T, on *realSuite) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "../real/ray.sh", "2.60.0").Output()
-	require.NoError(t, err)
-	venv := filepath.Join(strings.TrimSpace(string(out)), "venv")
-	prefix, err := exec.CommandContext(t.Context(), filepath.Join(venv, "bin", "python"), "-c", "import sys; print(sys.base_prefix)").Output()
-	require.NoError(t, err)
-	python := strings.TrimSpace(string(prefix))
-	mounts, volumes := machine(t, [2]string{python, python}, [2]string{venv, venv})
+	mounts, volumes := machine(t, [2]string{on.python, on.python}, [2]string{on.ray, on.ray})
 	text := func(v any) string {
 		out, err := json.Marshal(v)
 		require.NoError(t, err)
@@ -78,7 +67,7 @@ func (s shared) addRayCluster(t *testing.T) {
 	}
 	content, err := os.ReadFile(filepath.Join("testdata", "raycluster-shared.yaml"))
 	require.NoError(t, err)
-	s.Apply(t, s.namespace, strings.NewReplacer("@IMAGE@", s.image, "@RAY@", venv, "@MOUNTS@", text(mounts), "@VOLUMES@", text(volumes)).Replace(string(content)))
+	s.Apply(t, s.namespace, strings.NewReplacer("@IMAGE@", s.image, "@RAY@", on.ray, "@MOUNTS@", text(mounts), "@VOLUMES@", text(volumes)).Replace(string(content)))
 	s.kubectl(t, "wait", "--for=jsonpath={.status.state}=ready", "raycluster/theirs", "--timeout", deadline.String())
 }
 

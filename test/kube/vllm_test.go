@@ -26,7 +26,7 @@ import (
 // Mobula, and Python with all that it needs comes by hostPath.
 type realSuite struct {
 	*Cluster
-	vllm, ray, python, models string
+	vllm, ray, lmcache, python, models string
 }
 
 // gang is a simulated engine that takes vLLM's arguments.
@@ -39,19 +39,21 @@ done
 exec /mobula sim --host "$host" --port "$port" --model "$name" --itl 5ms --drain-timeout 1m
 `
 
-// testReal runs when MOBULA_REAL_DIR names what test/real/setup.sh has installed.
-func (c *Cluster) testReal(t *testing.T) {
+// real gives what test/real/setup.sh has installed, in the folder that MOBULA_REAL_DIR names, or nil when it does not.
+func (c *Cluster) real(t *testing.T) *realSuite {
+	t.Helper()
 	dir := os.Getenv("MOBULA_REAL_DIR")
 	if dir == "" {
-		t.Log("NOT RUN: real vLLM and Ray in pods, for MOBULA_REAL_DIR is not set: run test/real/setup.sh and have it name what that prints")
-		return
+		t.Log("NOT RUN: real vLLM, LMCache and Ray in pods, for MOBULA_REAL_DIR is not set: run test/real/setup.sh and have it name what that prints")
+		return nil
 	}
-	out, err := exec.CommandContext(t.Context(), "../real/ray.sh", "2.60.0").Output()
-	require.NoError(t, err)
-	s := &realSuite{
-		Cluster: c, models: t.TempDir(),
-		vllm: filepath.Join(dir, "venv"), ray: filepath.Join(strings.TrimSpace(string(out)), "venv"),
+	s := &realSuite{Cluster: c, models: t.TempDir(), vllm: filepath.Join(dir, "venv")}
+	for into, args := range map[*string][]string{&s.ray: {"../real/ray.sh", "2.60.0"}, &s.lmcache: {"../real/lmcache.sh", dir}} {
+		out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).Output()
+		require.NoError(t, err)
+		*into = strings.TrimSpace(string(out))
 	}
+	s.ray = filepath.Join(s.ray, "venv")
 	prefix, err := exec.CommandContext(t.Context(), filepath.Join(s.vllm, "bin", "python"), "-c", "import sys; print(sys.base_prefix)").Output()
 	require.NoError(t, err)
 	s.python = strings.TrimSpace(string(prefix))
@@ -63,8 +65,7 @@ func (c *Cluster) testReal(t *testing.T) {
 	for _, file := range append(files, fake, s.models, filepath.Join(s.models, "tiny")) {
 		require.NoError(t, os.Chmod(file, 0o755)) // the engine's user is nobody here
 	}
-	t.Run("vLLM", s.testVLLM)
-	t.Run("Ray", s.testRay)
+	return s
 }
 
 type object = map[string]any
@@ -94,10 +95,10 @@ func (s *realSuite) values(t *testing.T, name, path string) (args []string) {
 	content, err := os.ReadFile(filepath.Join("testdata", name))
 	require.NoError(t, err)
 	models, pods := filepath.Join(t.TempDir(), name), filepath.Join(t.TempDir(), "pods.json")
-	require.NoError(t, os.WriteFile(models, []byte(strings.ReplaceAll(string(content), "@VLLM@", s.vllm)), 0o600))
+	require.NoError(t, os.WriteFile(models, []byte(strings.NewReplacer("@VLLM@", s.vllm, "@LMCACHE@", s.lmcache).Replace(string(content))), 0o600))
 
 	var env []any
-	mounts, volumes := machine(t, [2]string{s.python, s.python}, [2]string{s.vllm, s.vllm}, [2]string{s.ray, s.ray}, [2]string{s.models, "/models"})
+	mounts, volumes := machine(t, [2]string{s.python, s.python}, [2]string{s.vllm, s.vllm}, [2]string{s.ray, s.ray}, [2]string{s.lmcache, s.lmcache}, [2]string{s.models, "/models"})
 	for _, kv := range []string{
 		"PATH=" + s.ray + "/bin:/usr/bin:/bin", "HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1",
 		"VLLM_TARGET_DEVICE=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1", "VLLM_CPU_CI_ENV=1",
@@ -270,7 +271,7 @@ func (r *release) lightLoad(t *testing.T, name string) (end func()) {
 	var bad []error
 	done.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := r.stream(context.WithoutCancel(ctx), name, fmt.Sprintf("number %d", good), 20, nil); err != nil {
+			if _, err := r.stream(context.WithoutCancel(ctx), name, strings.Repeat(fmt.Sprintf("number %d ", good), 60), 20, nil); err != nil {
 				bad = append(bad, err)
 			} else {
 				good++
@@ -363,16 +364,20 @@ func (s *realSuite) testRay(t *testing.T) {
 		require.Contains(t, log, "mobula: all nodes are there: 1")
 		require.Contains(t, log, "Application startup complete")
 	})
-	t.Run("nothing is left", func(t *testing.T) {
-		r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
-		r.Await(t, "nothing is left", func(ctx context.Context) error {
-			left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "pods,services,secrets,configmaps,rayclusters,models", "--output", "name")
-			left = strings.ReplaceAll(left, "configmap/kube-root-ca.crt\n", "")
-			if err == nil && left != "" {
-				err = fmt.Errorf("there are %s", left)
-			}
-			return err
-		})
+	t.Run("nothing is left", func(t *testing.T) { r.nothingLeft(t) })
+}
+
+// nothingLeft uninstalls it.
+func (r *release) nothingLeft(t *testing.T) {
+	t.Helper()
+	r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
+	r.Await(t, "nothing is left", func(ctx context.Context) error {
+		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "pods,services,secrets,configmaps,rayclusters,models", "--output", "name")
+		left = strings.ReplaceAll(left, "configmap/kube-root-ca.crt\n", "")
+		if err == nil && left != "" {
+			err = fmt.Errorf("there are %s", left)
+		}
+		return err
 	})
 }
 

@@ -47,7 +47,7 @@ imagePullSecrets:
 {{- $overlay := index . 1 | default dict -}}{{- $path := index . 2 -}}
 {{- range $key, $_ := $overlay }}{{ if not (has $key (list "metadata" "spec")) }}{{ fail (printf "%s.%s: it is part of a pod template: metadata or spec" $path $key) }}{{ end }}{{ end -}}
 {{- range list "containers" "volumes" }}
-{{- if hasKey ($overlay.spec | default dict) . }}{{ fail (printf "%s.spec.%s would take the place of the chart's own: use env, envFrom, extraVolumes, extraVolumeMounts or extraContainers beside pod" $path .) }}{{ end -}}
+{{- if hasKey ($overlay.spec | default dict) . }}{{ fail (printf "%s.spec.%s would take the place of the chart's own: use the values beside %s, such as extraArgs" $path . $path) }}{{ end -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite (index . 0 | fromYaml) (deepCopy $overlay)) -}}
 {{- end }}

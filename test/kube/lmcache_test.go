@@ -1,0 +1,201 @@
+//go:build linux && kube
+
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// redisImage is what this machine's Redis is called in the cluster.
+const redisImage = "localhost/redis"
+
+// poolValues writes the values by which LMCache's servers find this machine's programs, and Redis its image.
+func (s *realSuite) poolValues(t *testing.T) string {
+	t.Helper()
+	repository, tag, _ := strings.Cut(s.image, ":")
+	image := object{"repository": repository, "tag": tag, "pullPolicy": "Never"}
+	mounts, volumes := machine(t, [2]string{s.python, s.python}, [2]string{s.vllm, s.vllm}, [2]string{s.lmcache, s.lmcache})
+	text, err := json.Marshal(object{
+		"lmcache": object{
+			"image": image,
+			"env": []any{
+				object{"name": "PATH", "value": s.lmcache + "/bin:/usr/bin:/bin"},
+				object{"name": "PYTHONPATH", "value": s.lmcache},
+				object{"name": "OMP_NUM_THREADS", "value": "1"},
+			},
+			"extraVolumes":      append(volumes, object{"name": "tmp", "emptyDir": object{}}),
+			"extraVolumeMounts": append(mounts, object{"name": "tmp", "mountPath": "/tmp"}),
+		},
+		"redis": object{"image": object{"repository": redisImage, "tag": "test", "pullPolicy": "Never"}},
+	})
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "pool.json")
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	return file
+}
+
+// pooled is a model whose engines share their KV blocks by LMCache: what one has computed, the next one loads.
+type pooled struct {
+	*release
+	name string
+}
+
+// testLMCache is of engines that come and go, and of a server of LMCache that does.
+func (s *realSuite) testLMCache(t *testing.T) {
+	programs := make([]string, 2)
+	for i, name := range []string{"redis-server", "redis-cli"} {
+		var err error
+		if programs[i], err = exec.LookPath(name); err != nil {
+			t.Logf("NOT RUN: real LMCache over Redis in pods, for %s is not installed", name)
+			return
+		}
+	}
+	s.ImportPrograms(t, redisImage+":test", programs...)
+	p := &pooled{s.install(t, append(s.values(t, "values-vllm-lmcache.yaml", "platform.kubernetes"), "--values", s.poolValues(t))...), "pooled"}
+	p.serves(t, p.name, 1)
+	text := p.text("first")
+	t.Run("what an engine has computed the next one loads", func(t *testing.T) {
+		prompt := p.ask(t, text)
+		p.stored(t, prompt)
+		p.another(t)
+		require.Equal(t, prompt, p.ask(t, text))
+		p.loaded(t, prompt)
+	})
+	t.Run("a server starts anew under load", func(t *testing.T) {
+		end := p.lightLoad(t, p.name)
+		before := p.server(t)
+		p.kubectl(t, "delete", "pod", before)
+		p.kubectl(t, "rollout", "status", "daemonset/mobula-lmcache", "--timeout", deadline.String())
+		require.NotEqual(t, before, p.server(t))
+		tries := 0
+		p.Await(t, "the engine has found the new one", func(ctx context.Context) error {
+			tries++
+			if _, err := p.stream(ctx, p.name, p.text(fmt.Sprintf("again, %d", tries)), 1, nil); err != nil {
+				return err
+			}
+			said, err := p.status(ctx)
+			if err == nil && said.StorageManager.L1.Objects == 0 {
+				err = errors.New("it stores nothing there")
+			}
+			return err
+		})
+		end()
+	})
+	t.Run("what a server has lost is in Redis", func(t *testing.T) {
+		p.another(t)
+		prompt := p.ask(t, text)
+		p.loaded(t, prompt)
+		require.Positive(t, p.metric(t, p.podIP(t, p.server(t))+":9090", `lmcache_mp_lookup_hit_l2_tokens_total`))
+	})
+	t.Run("nothing is left", func(t *testing.T) { p.nothingLeft(t) })
+}
+
+// text is a prompt of four chunks of 256 tokens at least.
+func (p *pooled) text(about string) string {
+	var words []string
+	for i := range 300 {
+		words = append(words, fmt.Sprintf("%s%d", about[:1], i))
+	}
+	return about + " " + strings.Join(words, " ")
+}
+
+// ask asks for a short answer and gives the length of the prompt in tokens.
+func (p *pooled) ask(t *testing.T, text string) int {
+	t.Helper()
+	u, err := p.stream(t.Context(), p.name, text, 5, nil)
+	require.NoError(t, err)
+	require.Greater(t, u.Prompt, 4*256)
+	return u.Prompt
+}
+
+// another replaces the engine: the next one has computed nothing.
+func (p *pooled) another(t *testing.T) {
+	t.Helper()
+	p.kubectl(t, "delete", "pod", p.serving(t, p.name)[0])
+	p.serves(t, p.name, 1)
+}
+
+// loaded requires that the engine has had no other prompt than this one, and has loaded its whole chunks.
+func (p *pooled) loaded(t *testing.T, prompt int) {
+	t.Helper()
+	require.Equal(t, prompt/256*256, p.metric(t, p.podIP(t, p.serving(t, p.name)[0])+":8000", "vllm:external_prefix_cache_hits_total"))
+}
+
+func (p *pooled) server(t *testing.T) string {
+	t.Helper()
+	return p.kubectl(t, "get", "pods", "--selector", "app.kubernetes.io/component=lmcache", "--output", "jsonpath={.items[*].metadata.name}")
+}
+
+func (p *pooled) podIP(t *testing.T, pod string) string {
+	t.Helper()
+	return p.kubectl(t, "get", "pod", pod, "--output", "jsonpath={.status.podIP}")
+}
+
+// lmcacheStatus is what matters of what LMCache's server says of itself.
+type lmcacheStatus struct {
+	StorageManager struct {
+		L1 struct {
+			Objects int `json:"total_object_count"`
+		} `json:"l1_manager"`
+	} `json:"storage_manager"`
+}
+
+func (p *pooled) status(ctx context.Context) (said lmcacheStatus, err error) {
+	ip, err := p.TryKubectl(ctx, "--namespace", p.namespace, "get", "pods", "--selector", "app.kubernetes.io/component=lmcache", "--output", "jsonpath={.items[0].status.podIP}")
+	if err != nil {
+		return said, err
+	}
+	body, err := Get(ctx, "http://"+ip+":8080/status")
+	if err != nil {
+		return said, err
+	}
+	return said, json.Unmarshal([]byte(body), &said)
+}
+
+// stored waits until the server and Redis have the prompt's whole chunks.
+func (p *pooled) stored(t *testing.T, prompt int) {
+	t.Helper()
+	chunks := prompt / 256
+	p.Await(t, "the prompt is stored", func(ctx context.Context) error {
+		said, err := p.status(ctx)
+		if err == nil && said.StorageManager.L1.Objects < chunks {
+			err = fmt.Errorf("the server has %d of %d chunks", said.StorageManager.L1.Objects, chunks)
+		}
+		if err != nil {
+			return err
+		}
+		keys, err := p.TryKubectl(ctx, "--namespace", p.namespace, "exec", "mobula-redis-0", "--", "redis-cli", "dbsize")
+		if n, _ := strconv.Atoi(strings.TrimSpace(keys)); err == nil && n < chunks {
+			err = fmt.Errorf("Redis has %d of %d chunks", n, chunks) //nolint:staticcheck // a name
+		}
+		return err
+	})
+}
+
+// metric is the sum of a counter, from the page at an address.
+func (p *pooled) metric(t *testing.T, address, name string) int {
+	t.Helper()
+	page, err := Get(t.Context(), "http://"+address+"/metrics")
+	require.NoError(t, err)
+	all := regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(name)+`(?:\{[^}]*\})? (\S+)$`).FindAllStringSubmatch(page, -1)
+	require.NotEmpty(t, all, "%s is not in\n%s", name, page)
+	sum := 0.0
+	for _, match := range all {
+		n, err := strconv.ParseFloat(match[1], 64)
+		require.NoError(t, err)
+		sum += n
+	}
+	return int(sum)
+}
