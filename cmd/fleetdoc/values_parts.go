@@ -139,10 +139,8 @@ type LMCacheValues struct {
 	Image ImageOverride `yaml:"image"`
 	// Port for engines. 1 to 65535. Default 5555.
 	Port int `yaml:"port"`
-	// Port of its health and administration, which the NetworkPolicy keeps for the node. 1 to 65535. Default 8080.
+	// Port of its health, metrics and administration, which the NetworkPolicy keeps for the node and for networkPolicy.metricsFrom. 1 to 65535. Default 8080.
 	HTTPPort int `yaml:"httpPort"`
-	// Port of its metrics. 1 to 65535. Default 9090.
-	MetricsPort int `yaml:"metricsPort"`
 	// Memory of each node for KV blocks, in GB. At least 1. Default 20.
 	L1SizeGB int `yaml:"l1SizeGB"`
 	// Tokens of a block. At least 1. Default 256.

@@ -16,7 +16,7 @@ func lmcacheCases() []valueCase {
 			name: "LMCache on each node", values: image + "models: [{name: a, replicas: 1, " + uses + "}, {name: b, replicas: 1}]",
 			want: []want{
 				{set, container + "image", "lm:v1"},
-				{set, container + "args", "- --host\n- 0.0.0.0\n- --port\n- \"5555\"\n- --http-host\n- 0.0.0.0\n- --http-port\n- \"8080\"\n- --prometheus-port\n- \"9090\"\n" +
+				{set, container + "args", "- --host\n- 0.0.0.0\n- --port\n- \"5555\"\n- --http-host\n- 0.0.0.0\n- --http-port\n- \"8080\"\n" +
 					"- --l1-size-gb\n- \"20\"\n- --eviction-policy\n- LRU\n- --chunk-size\n- \"256\""},
 				{set, container + "env 0", "name: LMCACHE_TRACK_USAGE\nvalue: \"false\""},
 				{set, container + "resources", "limits:\n  memory: 38Gi\nrequests:\n  cpu: \"2\"\n  memory: 25Gi"},
@@ -42,7 +42,6 @@ lmcache:
   image: {repository: lm, digest: "sha256:abc", pullPolicy: Always}
   port: 6555
   httpPort: 6556
-  metricsPort: 6557
   l1SizeGB: 7
   chunkSize: 512
   l2Adapters: [{type: fs, base_path: /kv}, {type: mock}]
@@ -64,16 +63,15 @@ lmcache:
 				{set, pod + "imagePullSecrets", "- name: s"},
 				{set, container + "args 3", "6555"},
 				{set, container + "args 7", "6556"},
-				{set, container + "args 9", "6557"},
-				{set, container + "args 11", "7"},
-				{set, container + "args 15", "512"},
-				{set, container + "args 17", "retain"},
-				{set, container + "args 19", `{"base_path":"/kv","type":"fs"}`},
-				{set, container + "args 21", `{"type":"mock"}`},
-				{set, container + "args 23", "http://c:9300"},
-				{set, container + "args 25", "$(POD_IP)"},
-				{set, container + "args 27", "4"},
-				{set, container + "ports", "- containerPort: 6555\n  name: zmq\n  protocol: TCP\n- containerPort: 6556\n  name: http\n  protocol: TCP\n- containerPort: 6557\n  name: metrics\n  protocol: TCP"},
+				{set, container + "args 9", "7"},
+				{set, container + "args 13", "512"},
+				{set, container + "args 15", "retain"},
+				{set, container + "args 17", `{"base_path":"/kv","type":"fs"}`},
+				{set, container + "args 19", `{"type":"mock"}`},
+				{set, container + "args 21", "http://c:9300"},
+				{set, container + "args 23", "$(POD_IP)"},
+				{set, container + "args 25", "4"},
+				{set, container + "ports", "- containerPort: 6555\n  name: zmq\n  protocol: TCP\n- containerPort: 6556\n  name: http\n  protocol: TCP"},
 				{set, container + "env 5 name", "A"},
 				{set, container + "resources", "limits:\n  memory: 9Gi"},
 				{set, container + "securityContext", "privileged: true"},
@@ -97,14 +95,14 @@ lmcache:
 		{
 			name: "LMCache over Redis", values: image + "redis: {enabled: true, password: {name: s, key: k}}\nnetworkPolicy: {enabled: true, metricsFrom: [{podSelector: {matchLabels: {m: o}}}]}\npodMonitor: {enabled: true, labels: {release: kps}}\nmodels: [{name: a, replicas: 1, " + uses + "}]",
 			want: []want{
-				{set, container + "args 19", `{"host":"mobula-redis.llm.svc","port":6379,"shared":true,"type":"resp"}`},
+				{set, container + "args 17", `{"host":"mobula-redis.llm.svc","port":6379,"shared":true,"type":"resp"}`},
 				{set, container + "env 5", "name: LMCACHE_RESP_PASSWORD\nvalueFrom:\n  secretKeyRef:\n    key: k\n    name: s"},
 				{"NetworkPolicy/mobula-redis", "spec ingress 0 from 1 podSelector matchLabels app.kubernetes.io/component", "lmcache"},
 				{"NetworkPolicy/mobula-lmcache", "spec ingress 0 ports", "- port: zmq\n  protocol: TCP"},
 				{"NetworkPolicy/mobula-lmcache", "spec ingress 0 from 0 podSelector matchLabels app.kubernetes.io/name", "mobula-engine"},
-				{"NetworkPolicy/mobula-lmcache", "spec ingress 1 ports", "- port: metrics\n  protocol: TCP"},
+				{"NetworkPolicy/mobula-lmcache", "spec ingress 1 ports", "- port: http\n  protocol: TCP"},
 				{"NetworkPolicy/mobula-lmcache", "spec ingress 1 from 0 podSelector matchLabels m", "o"},
-				{"PodMonitor/mobula-lmcache", "spec podMetricsEndpoints 0 port", "metrics"},
+				{"PodMonitor/mobula-lmcache", "spec podMetricsEndpoints 0 port", "http"},
 				{"PodMonitor/mobula-lmcache", "metadata labels release", "kps"},
 			},
 			absent: []string{"NetworkPolicy/mobula-lmcache spec ingress 2", "Model/a spec engine env LMCACHE_REMOTE_URL"},

@@ -39,7 +39,7 @@ func refusedCases() map[string]refused {
 		"a cache server without an image":   {"cacheServer: {enabled: true}", "cacheServer.image: name an image"},
 		"a cache server's image half":       {"cacheServer: {enabled: true, image: {repository: x}}", "cacheServer.image: name an image"},
 		"LMCache without an image":          {"lmcache: {enabled: true}", "lmcache.image: name an image"},
-		"LMCache's ports in one":            {"lmcache: {enabled: true, image: {repository: a, tag: b}, httpPort: 5555}", "lmcache.port, httpPort, metricsPort"},
+		"LMCache's ports in one":            {"lmcache: {enabled: true, image: {repository: a, tag: b}, httpPort: 5555}", "lmcache.port, httpPort"},
 		"a tier without a type":             {"lmcache: {enabled: true, image: {repository: a, tag: b}, l2Adapters: [{host: x}]}", "lmcache.l2Adapters[0].type: required"},
 		"no memory for LMCache":             {"lmcache: {l1SizeGB: 0}", "l1SizeGB"},
 		"LMCache's containers":              {"lmcache: {enabled: true, image: {repository: a, tag: b}, pod: {spec: {containers: []}}}", "lmcache.pod.spec.containers would take the place"},

@@ -97,7 +97,7 @@ func (s *realSuite) testLMCache(t *testing.T) {
 		p.another(t)
 		prompt := p.ask(t, text)
 		p.loaded(t, prompt)
-		require.Positive(t, p.metric(t, p.podIP(t, p.server(t))+":9090", `lmcache_mp_lookup_hit_l2_tokens_total`))
+		require.Positive(t, p.metric(t, p.podIP(t, p.server(t))+":8080", `lmcache_mp_lookup_hit_l2_tokens_total`))
 	})
 	t.Run("nothing is left", func(t *testing.T) { p.nothingLeft(t) })
 }

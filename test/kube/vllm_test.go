@@ -364,15 +364,15 @@ func (s *realSuite) testRay(t *testing.T) {
 		require.Contains(t, log, "mobula: all nodes are there: 1")
 		require.Contains(t, log, "Application startup complete")
 	})
-	t.Run("nothing is left", func(t *testing.T) { r.nothingLeft(t) })
+	t.Run("nothing is left", func(t *testing.T) { r.nothingLeft(t, "rayclusters") })
 }
 
-// nothingLeft uninstalls it.
-func (r *release) nothingLeft(t *testing.T) {
+// nothingLeft uninstalls it, and waits until nothing is left of these kinds and of those that all have.
+func (r *release) nothingLeft(t *testing.T, kinds ...string) {
 	t.Helper()
 	r.Helm(t, "uninstall", "mobula", "--namespace", r.namespace, "--wait", "--timeout", deadline.String())
 	r.Await(t, "nothing is left", func(ctx context.Context) error {
-		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", "pods,services,secrets,configmaps,rayclusters,models", "--output", "name")
+		left, err := r.TryKubectl(ctx, "--namespace", r.namespace, "get", strings.Join(append(kinds, "pods", "services", "secrets", "configmaps", "models"), ","), "--output", "name")
 		left = strings.ReplaceAll(left, "configmap/kube-root-ca.crt\n", "")
 		if err == nil && left != "" {
 			err = fmt.Errorf("there are %s", left)

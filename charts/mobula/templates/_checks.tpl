@@ -77,7 +77,7 @@
 {{- if and (index $.Values .).enabled (not (include "mobula.lmcacheImage" (list $ .))) }}{{ fail (printf "%s.image: name an image with LMCache, of the engines' version: set repository and tag, or platform.kubernetes.pods.image" .) }}{{ end -}}
 {{- end -}}
 {{- with .Values.lmcache -}}
-{{- if ne (len (list (int .port) (int .httpPort) (int .metricsPort) | uniq)) 3 }}{{ fail "lmcache.port, httpPort, metricsPort: each listens in one pod: give them three numbers" }}{{ end -}}
+{{- if eq (int .port) (int .httpPort) }}{{ fail "lmcache.port, httpPort: both listen in one pod: give them two numbers" }}{{ end -}}
 {{- range $i, $adapter := .l2Adapters }}{{ if not $adapter.type }}{{ fail (printf "lmcache.l2Adapters[%d].type: required: what kind it is, such as resp, s3 or fs" $i) }}{{ end }}{{ end -}}
 {{- end -}}
 {{- if and (not .Values.redis.storage) .Values.redis.storageClass }}{{ fail "redis.storageClass: there is no volume: set redis.storage to its size" }}{{ end -}}

@@ -22,7 +22,7 @@ podMonitor: enabled labels interval scrapeTimeout honorLabels relabelings metric
 dashboards: enabled labels annotations namespace
 alerts: enabled kind labels alertLabels disabled
 cacheServer: enabled image replicas port resources extraArgs env pod
-lmcache: enabled image port httpPort metricsPort l1SizeGB chunkSize l2Adapters coordinatorURL hostIPC privileged runtimeClass nodeSelector tolerations resources extraArgs env extraVolumes extraVolumeMounts pod
+lmcache: enabled image port httpPort l1SizeGB chunkSize l2Adapters coordinatorURL hostIPC privileged runtimeClass nodeSelector tolerations resources extraArgs env extraVolumes extraVolumeMounts pod
 redis: enabled image maxMemory password storage storageClass resources pod
 keda: enabled prometheusAddress models
 prometheusAdapter: enabled rules
