@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
 )
@@ -46,6 +47,17 @@ func requireKnownMetrics(t *testing.T, known map[string]bool, text string) {
 	for _, name := range names {
 		require.True(t, known[name] || known[ofHistogram.ReplaceAllString(name, "")], "%s is no metric of Mobula, vLLM or LMCache", name)
 	}
+}
+
+// grafana are the variables of Grafana: intervals, and labels' values.
+var grafana = strings.NewReplacer("$__rate_interval", "5m", "$__interval", "5m", "$__range", "1h", "$", "")
+
+// requireQuery requires that Prometheus' own parser understands it, and that there are the metrics that it asks for.
+func requireQuery(t *testing.T, known map[string]bool, query string) {
+	t.Helper()
+	_, err := parser.NewParser(parser.Options{}).ParseExpr(grafana.Replace(query))
+	require.NoError(t, err, query)
+	requireKnownMetrics(t, known, query)
 }
 
 func TestDashboardsAskForMetricsThatThereAre(t *testing.T) {
@@ -85,7 +97,7 @@ func TestDashboardsAskForMetricsThatThereAre(t *testing.T) {
 			require.NotEmpty(t, panel.Description, panel.Title)
 			require.NotEmpty(t, panel.Targets, panel.Title)
 			for _, target := range panel.Targets {
-				requireKnownMetrics(t, known, target.Expr)
+				requireQuery(t, known, target.Expr)
 			}
 		}
 		for _, variable := range board.Templating.List[1:] {
@@ -113,7 +125,7 @@ func TestAlertsSayWhatToDo(t *testing.T) {
 		for _, rule := range group.Rules {
 			require.False(t, seen[rule.Alert], rule.Alert)
 			seen[rule.Alert] = true
-			requireKnownMetrics(t, known, rule.Expr)
+			requireQuery(t, known, rule.Expr)
 			require.Contains(t, []string{"critical", "warning"}, rule.Labels["severity"], rule.Alert)
 			require.Equal(t, []string{"runbook", "summary"}, slices.Sorted(maps.Keys(rule.Annotations)), rule.Alert)
 			require.True(t, strings.HasSuffix(strings.TrimSpace(rule.Annotations["runbook"]), "."), rule.Alert)
@@ -126,12 +138,12 @@ func TestKEDAAndTheAdapterAskForMetricsThatThereAre(t *testing.T) {
 	out, err := render(t, "{models: [{name: a, replicas: 1}], keda: {enabled: true, prometheusAddress: 'http://p', models: [{name: a}]}, prometheusAdapter: {enabled: true}}")
 	require.NoError(t, err)
 	for i := range 2 {
-		requireKnownMetrics(t, known, at(out.Objects["ScaledObject/a"], "spec triggers").([]any)[i].(map[string]any)["metadata"].(map[string]any)["query"].(string))
+		requireQuery(t, known, at(out.Objects["ScaledObject/a"], "spec triggers").([]any)[i].(map[string]any)["metadata"].(map[string]any)["query"].(string))
 	}
 	var config map[string]any
 	require.NoError(t, yaml.UnmarshalStrict([]byte(at(out.Objects["ConfigMap/mobula-prometheus-adapter"], "data config.yaml").(string)), &config))
 	for _, rule := range config["rules"].([]any) {
-		requireKnownMetrics(t, known, rule.(map[string]any)["seriesQuery"].(string))
+		requireQuery(t, known, rule.(map[string]any)["seriesQuery"].(string))
 	}
 }
 
