@@ -22,6 +22,7 @@ const (
 	loadTimeout    = 10 * time.Minute
 	fetchTimeout   = 2 * time.Hour // a download
 	cardsEvery     = 10 * time.Second
+	maxCardTries   = 3 // before LoRAs go elsewhere
 	maxEngineCalls = 32
 )
 
@@ -39,10 +40,11 @@ type engineCalls struct {
 
 // cards is what an engine has loaded.
 type cards struct {
-	restarts int    // of its process when it was asked
-	url      string // where it was asked
-	at       time.Time
-	loras    []string
+	restarts int       // of its process when it was asked
+	url      string    // where it was asked
+	at       time.Time // zero: to be asked again
+	changed  time.Time // by a call of ours; what was asked before is old
+	loras    []string  // sorted, never changed in place
 }
 
 // of tells whether they are of the process that a replica has now.
@@ -160,6 +162,7 @@ func (e *engineCalls) editMark(r *mobula.Replica, f func(m *memory, mk mark)) {
 
 // read asks an engine what it has loaded.
 func (e *engineCalls) read(ctx context.Context, r *mobula.Replica) error {
+	begun := e.c.o.Now()
 	all, err := e.c.o.Engines.Models(ctx, endpointOf(r))
 	if err != nil {
 		return err
@@ -174,6 +177,9 @@ func (e *engineCalls) read(ctx context.Context, r *mobula.Replica) error {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
 	got.at = e.c.o.Now()
+	if old := e.cards[r.ID]; old.of(r) && begun.Before(old.changed) {
+		return nil
+	}
 	if !slices.Equal(e.cards[r.ID].loras, got.loras) {
 		e.c.viewDirty = true
 	}
@@ -209,12 +215,14 @@ func (e *engineCalls) loraInput(s *situation, mem *memory) lora.Input {
 		if len(mem.Revisions[r.Revision].Model.LoRAs) == 0 { // its engine was started without
 			continue
 		}
-		got, known := e.cards[r.ID]
 		_, marked := mem.Marks[r.ID]
-		in.Replicas = append(in.Replicas, lora.Replica{
-			ID: r.ID, Serving: r.Serving(), Draining: marked || r.State == mobula.StateDraining,
-			Known: known && got.of(r), Loaded: got.loras,
-		})
+		seen := lora.Replica{ID: r.ID, Serving: r.Serving(), Draining: marked || r.State == mobula.StateDraining}
+		if got, known := e.cards[r.ID]; known && got.of(r) {
+			seen.Known, seen.Loaded = true, got.loras
+		} else if e.pause["cards/"+r.ID].tries >= maxCardTries { // it may never tell
+			seen.Serving = false
+		}
+		in.Replicas = append(in.Replicas, seen)
 	}
 	return in
 }
@@ -258,10 +266,27 @@ func (e *engineCalls) fetch(ctx context.Context, a lora.Action) (string, error) 
 	return path, nil
 }
 
+// took notes what an engine has after a call, as far as that is known, and has it asked again. c.mu is held.
+func (e *engineCalls) took(a lora.Action, err error) {
+	got, known := e.cards[a.Replica]
+	if !known {
+		return
+	}
+	if err == nil {
+		got.loras = slices.DeleteFunc(slices.Clone(got.loras), func(name string) bool { return name == a.LoRA })
+	}
+	if err == nil && a.Kind == lora.Load {
+		got.loras = append(got.loras, a.LoRA)
+		slices.Sort(got.loras)
+	}
+	got.at, got.changed = time.Time{}, e.c.o.Now()
+	e.cards[a.Replica] = got
+}
+
 // loraDone remembers how a call ended. c.mu is held.
 func (e *engineCalls) loraDone(model string, a lora.Action, err error) {
 	delete(e.pause, "lora/"+a.Replica+"/"+a.LoRA) // lora.State has a pause of its own
-	delete(e.cards, a.Replica)                    // ask it again
+	e.took(a, err)
 	if _, known := e.c.models[model]; !known {
 		return
 	}

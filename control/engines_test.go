@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,6 +22,7 @@ type fakeEngines struct {
 	loras  map[string]map[string]string // replica → LoRA → path
 	asleep map[string]bool
 	fails  error
+	calls  []string // that load and unload LoRAs
 }
 
 func newFakeEngines() *fakeEngines {
@@ -28,6 +30,7 @@ func newFakeEngines() *fakeEngines {
 }
 
 func (f *fakeEngines) Models(_ context.Context, e mobula.Endpoint) (all []mobula.Card, err error) {
+	time.Sleep(50 * time.Millisecond) // others are asked, or told, meanwhile
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	all = append(all, mobula.Card{ID: "a"})
@@ -43,6 +46,10 @@ func (f *fakeEngines) LoadLoRA(_ context.Context, e mobula.Endpoint, name, path 
 	if f.loras[e.ID] == nil {
 		f.loras[e.ID] = map[string]string{}
 	}
+	f.calls = append(f.calls, "load "+name+" on "+e.ID)
+	if path == "/bad" {
+		return errors.New("rank too high")
+	}
 	if f.fails == nil {
 		f.loras[e.ID][name] = path
 	}
@@ -52,6 +59,7 @@ func (f *fakeEngines) LoadLoRA(_ context.Context, e mobula.Endpoint, name, path 
 func (f *fakeEngines) UnloadLoRA(_ context.Context, e mobula.Endpoint, name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.calls = append(f.calls, "unload "+name+" on "+e.ID)
 	delete(f.loras[e.ID], name)
 	return f.fails
 }
@@ -101,6 +109,15 @@ func (f *fakeEngines) have(lora string) (ids, paths []string) {
 	}
 	slices.Sort(ids)
 	return ids, slices.Compact(paths)
+}
+
+// since gives the calls made since it was asked last, but for those about one LoRA.
+func (f *fakeEngines) since(but string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	calls := slices.DeleteFunc(f.calls, func(call string) bool { return strings.Fields(call)[1] == but })
+	f.calls = nil
+	return calls
 }
 
 // withEngines starts the bench over with engines.
@@ -266,6 +283,34 @@ func TestLoRAsFollowTheReplicas(t *testing.T) {
 		left, _ := engines.have("one")
 		left = slices.DeleteFunc(left, func(id string) bool { return id == one[0] })
 		require.Empty(t, left, "one that the fleet has no more is unloaded")
+	})
+}
+
+// A call to one replica, or a control plane that starts anew, leaves open for a moment what a replica has.
+func TestLoRAsStayWhereTheyAre(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.Auto(true)
+		engines := b.withEngines()
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "2", "loras: [{name: one, source: /one, replicas: 1}, {name: two, source: /two, replicas: 1}, {name: bad, source: /bad}]")))
+		b.pass(30 * time.Second)
+		one, _ := engines.have("one")
+		require.Len(t, one, 1)
+		engines.since("bad")
+		for range 20 {
+			b.pass(30 * time.Second)
+			require.Empty(t, engines.since("bad"))
+			for _, l := range b.model("a").LoRAs[:2] {
+				require.Len(t, l.Loaded, 1, l.Name)
+			}
+		}
+		b.stop()
+		b.start()
+		b.pass(30 * time.Second)
+		require.Empty(t, engines.since("bad"))
+		still, _ := engines.have("one")
+		require.Equal(t, one, still)
 	})
 }
 

@@ -23,14 +23,14 @@ type Replica struct {
 	// Serving replicas take requests. Draining ones take no new ones, so what they have loaded does not count.
 	Serving, Draining bool
 	// Known tells that the engine's cards have been read since its process started; until then nothing is
-	// done to it. When they can't be read for a while, what was read last is the best guess.
+	// done to it, and it is taken to have what it had. When they can't be read for a while, what was read last is the best guess.
 	Known bool
 	// Loaded are the ids of its cards that have a parent.
 	Loaded []string
 }
 
-// open tells whether LoRAs may be loaded into it and unloaded.
-func (r *Replica) open() bool { return r.Serving && !r.Draining && r.Known }
+// open tells whether LoRAs may be on it.
+func (r *Replica) open() bool { return r.Serving && !r.Draining }
 
 // Kind of an action.
 type Kind string

@@ -32,8 +32,10 @@ func Plan(in Input, s State) ([]Action, State) {
 	for _, l := range in.LoRAs {
 		complete := true
 		for _, r := range targets[l.Name] {
-			if s.Loaded[r][l.Name] != l.Source {
+			if !p.known[r] || s.Loaded[r][l.Name] != l.Source {
 				complete = false
+			}
+			if s.Loaded[r][l.Name] != l.Source {
 				actions = p.add(actions, Action{Kind: Load, Replica: r, LoRA: l.Name, Source: l.Source})
 			}
 		}
@@ -54,16 +56,18 @@ type placing struct {
 	in      *Input
 	state   State
 	open    []string            // replicas that LoRAs can be on, sorted
+	known   map[string]bool     // those that something can be done to
 	holders map[string][]string // LoRAs that are ours → open replicas that have them, sorted
 	most    int                 // LoRAs that a replica should have, those that are wanted everywhere aside
 	count   map[string]int      // replica → LoRAs that it is to have, the same aside
 }
 
 func newPlacing(in *Input, s State) *placing {
-	p := &placing{in: in, state: s, holders: map[string][]string{}, count: map[string]int{}}
+	p := &placing{in: in, state: s, known: map[string]bool{}, holders: map[string][]string{}, count: map[string]int{}}
 	for i := range in.Replicas {
 		if r := &in.Replicas[i]; r.open() {
 			p.open = append(p.open, r.ID)
+			p.known[r.ID] = r.Known
 		}
 	}
 	slices.Sort(p.open)
@@ -75,9 +79,9 @@ func newPlacing(in *Input, s State) *placing {
 	return p
 }
 
-// add appends a unless it has failed too lately.
+// add appends a unless it has failed too lately, or its replica is not known yet.
 func (p *placing) add(actions []Action, a Action) []Action {
-	if f := p.state.Failures[a.Replica][a.LoRA]; f.is(a) && p.in.Now.Before(f.until()) {
+	if f := p.state.Failures[a.Replica][a.LoRA]; !p.known[a.Replica] || f.is(a) && p.in.Now.Before(f.until()) {
 		return actions
 	}
 	return append(actions, a)
@@ -141,11 +145,14 @@ func (p *placing) fill(l mobula.LoRA, have []string) []string {
 	return have
 }
 
-// ranked gives a copy of replicas in the order in which the LoRA prefers them.
+// ranked gives a copy of replicas in the order in which the LoRA prefers them: known ones first, since others may have lost it.
 func (p *placing) ranked(name string, replicas []string) []string {
 	score := make(map[string]uint64, len(replicas))
 	for _, r := range replicas {
-		score[r] = rendezvous(name, r)
+		score[r] = rendezvous(name, r) >> 1
+		if p.known[r] {
+			score[r] |= 1 << 63
+		}
 	}
 	replicas = slices.Clone(replicas)
 	slices.SortFunc(replicas, func(a, b string) int { return cmp.Or(cmp.Compare(score[b], score[a]), cmp.Compare(a, b)) })

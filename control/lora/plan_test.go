@@ -55,21 +55,23 @@ func TestPlan(t *testing.T) {
 		state    State
 		want     []Action
 	}{
-		"all of them":               {[]mobula.LoRA{lora("a", 0)}, ready(nil, "r1", "r2"), State{}, []Action{load("r1"), load("r2")}},
-		"more than there are":       {[]mobula.LoRA{lora("a", 5)}, ready(nil, "r1", "r2"), State{}, []Action{load("r1"), load("r2")}},
-		"nobody is ready":           {[]mobula.LoRA{lora("a", 0)}, []Replica{{ID: "r1"}, {ID: "r2", Serving: true}, {ID: "r3", Serving: true, Known: true, Draining: true}}, State{}, nil},
-		"it stays where it is":      {[]mobula.LoRA{lora("a", 1)}, ready(has("r2"), "r1", "r2", "r3"), ours("/loras/a", "r2"), nil},
-		"found and taken over":      {[]mobula.LoRA{lora("a", 1)}, ready(has("r2"), "r1", "r2", "r3"), State{}, nil},
-		"one restarted without it":  {[]mobula.LoRA{lora("a", 0)}, ready(has("r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{load("r1")}},
-		"one too many":              {[]mobula.LoRA{lora("a", 1)}, ready(has("r1", "r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{unload(worse("a", "r1", "r2"))}},
-		"removed from the fleet":    {nil, ready(has("r1", "r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{unload("r1"), unload("r2")}},
-		"loaded by hand":            {nil, ready(has("r1"), "r1", "r2"), State{}, nil},
-		"another source":            {[]mobula.LoRA{lora("a", 1)}, ready(has("r1"), "r1", "r2"), ours("/loras/old", "r1"), []Action{load("r1")}},
-		"its replica drains":        {[]mobula.LoRA{lora("a", 1)}, append(ready(nil, "r2"), Replica{ID: "r1", Serving: true, Draining: true, Known: true, Loaded: []string{"a"}}), ours("/loras/a", "r1"), []Action{load("r2")}},
-		"its replica is gone":       {[]mobula.LoRA{lora("a", 1)}, ready(nil, "r2"), ours("/loras/a", "r1"), []Action{load("r2")}},
-		"removed where one drains":  {nil, []Replica{{ID: "r1", Serving: true, Draining: true, Known: true, Loaded: []string{"a"}}}, ours("/loras/a", "r1"), nil},
-		"no LoRAs and no replicas":  {nil, nil, State{}, nil},
-		"a card that is not a LoRA": {[]mobula.LoRA{lora("a", 1)}, ready(map[string][]string{"r1": {"other"}}, "r1"), State{}, []Action{load("r1")}},
+		"all of them":                {[]mobula.LoRA{lora("a", 0)}, ready(nil, "r1", "r2"), State{}, []Action{load("r1"), load("r2")}},
+		"more than there are":        {[]mobula.LoRA{lora("a", 5)}, ready(nil, "r1", "r2"), State{}, []Action{load("r1"), load("r2")}},
+		"nobody is ready":            {[]mobula.LoRA{lora("a", 0)}, []Replica{{ID: "r1"}, {ID: "r2", Serving: true}, {ID: "r3", Serving: true, Known: true, Draining: true}}, State{}, nil},
+		"it stays where it is":       {[]mobula.LoRA{lora("a", 1)}, ready(has("r2"), "r1", "r2", "r3"), ours("/loras/a", "r2"), nil},
+		"found and taken over":       {[]mobula.LoRA{lora("a", 1)}, ready(has("r2"), "r1", "r2", "r3"), State{}, nil},
+		"one restarted without it":   {[]mobula.LoRA{lora("a", 0)}, ready(has("r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{load("r1")}},
+		"one too many":               {[]mobula.LoRA{lora("a", 1)}, ready(has("r1", "r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{unload(worse("a", "r1", "r2"))}},
+		"removed from the fleet":     {nil, ready(has("r1", "r2"), "r1", "r2"), ours("/loras/a", "r1", "r2"), []Action{unload("r1"), unload("r2")}},
+		"loaded by hand":             {nil, ready(has("r1"), "r1", "r2"), State{}, nil},
+		"another source":             {[]mobula.LoRA{lora("a", 1)}, ready(has("r1"), "r1", "r2"), ours("/loras/old", "r1"), []Action{load("r1")}},
+		"one not known yet keeps it": {[]mobula.LoRA{lora("a", 1)}, append(ready(nil, "r2"), Replica{ID: "r1", Serving: true}), ours("/loras/a", "r1"), nil},
+		"one not known may lack it":  {[]mobula.LoRA{lora("a", 1)}, append(ready(has("r2"), "r2"), Replica{ID: "r1", Serving: true}), ours("/loras/a", "r1", "r2"), nil},
+		"its replica drains":         {[]mobula.LoRA{lora("a", 1)}, append(ready(nil, "r2"), Replica{ID: "r1", Serving: true, Draining: true, Known: true, Loaded: []string{"a"}}), ours("/loras/a", "r1"), []Action{load("r2")}},
+		"its replica is gone":        {[]mobula.LoRA{lora("a", 1)}, ready(nil, "r2"), ours("/loras/a", "r1"), []Action{load("r2")}},
+		"removed where one drains":   {nil, []Replica{{ID: "r1", Serving: true, Draining: true, Known: true, Loaded: []string{"a"}}}, ours("/loras/a", "r1"), nil},
+		"no LoRAs and no replicas":   {nil, nil, State{}, nil},
+		"a card that is not a LoRA":  {[]mobula.LoRA{lora("a", 1)}, ready(map[string][]string{"r1": {"other"}}, "r1"), State{}, []Action{load("r1")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := json.Marshal(tc.state)
@@ -191,6 +193,8 @@ type world struct {
 	loaded map[string][]string
 	state  State
 	fails  func(Action) bool
+	// unknown replicas have not told yet what they have.
+	unknown []string
 }
 
 func newWorld(ids ...string) *world {
@@ -198,7 +202,13 @@ func newWorld(ids ...string) *world {
 }
 
 func (w *world) input() Input {
-	return Input{Now: w.now, LoRAs: w.loras, Replicas: ready(w.loaded, w.ids...)}
+	in := Input{Now: w.now, LoRAs: w.loras, Replicas: ready(w.loaded, w.ids...)}
+	for i := range in.Replicas {
+		if r := &in.Replicas[i]; slices.Contains(w.unknown, r.ID) {
+			r.Known, r.Loaded = false, nil
+		}
+	}
+	return in
 }
 
 // step plans once and does all of it.
@@ -242,8 +252,10 @@ func TestProperties(t *testing.T) {
 			}
 			hand := w.count("hand")
 			for range rapid.IntRange(0, 2).Draw(t, "unfinished") {
+				w.unknown = rapid.SliceOfN(rapid.SampledFrom(pool), 0, 2).Draw(t, "unread")
 				w.safe(t)
 			}
+			w.unknown = nil
 			w.converge(t)
 			require.Equal(t, hand, w.count("hand"), "what was loaded by hand stays")
 			w.even(t)
@@ -294,6 +306,9 @@ func (w *world) converge(t *rapid.T) {
 	for range 15 {
 		w.step()
 	}
+	w.unknown = rapid.SliceOfN(rapid.SampledFrom(append([]string{"none"}, w.ids...)), 0, 3).Draw(t, "unknown")
+	require.Empty(t, w.step(), "nothing moves while a replica is read anew")
+	w.unknown = nil
 	require.Empty(t, w.step(), "it settles")
 	for _, l := range w.loras {
 		want := min(l.Replicas, len(w.ids))
