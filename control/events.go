@@ -25,7 +25,7 @@ func (es *events) add(e Event) {
 	es.seq++
 	e.Seq, e.Count = es.seq, 1
 	es.dirty = true
-	if i := es.last(e.Object); i >= 0 && es.list[i].Reason == e.Reason && es.list[i].Message == e.Message {
+	if i := es.same(&e); i >= 0 {
 		e.Count += es.list[i].Count
 		es.list = slices.Delete(es.list, i, i+1)
 	}
@@ -35,10 +35,10 @@ func (es *events) add(e Event) {
 	es.list = append(es.list, e)
 }
 
-// last finds the newest event of an object among the last ones.
-func (es *events) last(object string) int {
+// same finds e among the last ones: what fails again and again must not push out all else.
+func (es *events) same(e *Event) int {
 	for i := len(es.list) - 1; i >= max(0, len(es.list)-keptEvents); i-- {
-		if es.list[i].Object == object {
+		if old := &es.list[i]; old.Object == e.Object && old.Reason == e.Reason && old.Message == e.Message {
 			return i
 		}
 	}

@@ -42,6 +42,20 @@ func TestEventsOfHosts(t *testing.T) {
 	}
 }
 
+func TestWhatFailsAgainAndAgainPushesOutNothing(t *testing.T) {
+	var es events
+	es.add(Event{Object: "fleet", Reason: "Applied", Message: "generation 1"})
+	for range maxEvents {
+		for _, replica := range []string{"r1", "r2"} {
+			es.add(Event{Object: "model/m", Reason: "LoRAFailed", Message: "not found on " + replica})
+		}
+	}
+	require.Len(t, es.list, 3)
+	require.Equal(t, "Applied", es.list[0].Reason)
+	require.Equal(t, Event{Seq: 1 + 2*maxEvents, Object: "model/m", Reason: "LoRAFailed", Message: "not found on r2", Count: maxEvents}, es.list[2])
+	require.Equal(t, es.list[1:], es.after(2*maxEvents-1), "one that follows them sees each once, as it is now")
+}
+
 func TestEventsOfReplicas(t *testing.T) {
 	at := func(state mobula.State, url string, restarts int) mobula.Replica {
 		return mobula.Replica{ID: "r", State: state, URL: url, Restarts: restarts, Reason: "why"}

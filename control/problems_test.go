@@ -38,5 +38,5 @@ func TestProblemsOfThePlatformAreEventsOnceEach(t *testing.T) {
 	require.Equal(t, []string{"a"}, told("a"))
 	require.Equal(t, []string{"a", "b"}, told("a", "b"))
 	require.Equal(t, []string{"a", "b"}, told("b"))
-	require.Equal(t, []string{"a", "b", "a"}, told("a", "b"), "it came back")
+	require.Equal(t, []string{"b", "a"}, told("a", "b"), "it came back, and is the newest")
 }

@@ -50,6 +50,7 @@ func TestKubernetes(t *testing.T) {
 			if s := c.real(t); s != nil {
 				t.Run("in pods", s.testVLLM)
 				t.Run("over LMCache", s.testLMCache)
+				t.Run("LMCache's server of its own", s.testCacheServer)
 			}
 		})
 		t.Run("real Ray", func(t *testing.T) {

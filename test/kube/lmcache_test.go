@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,17 +28,21 @@ func (s *realSuite) poolValues(t *testing.T) string {
 	t.Helper()
 	repository, tag, _ := strings.Cut(s.image, ":")
 	image := object{"repository": repository, "tag": tag, "pullPolicy": "Never"}
+	env := []any{
+		object{"name": "PATH", "value": s.lmcache + "/bin:/usr/bin:/bin"},
+		object{"name": "PYTHONPATH", "value": s.lmcache},
+		object{"name": "OMP_NUM_THREADS", "value": "1"},
+	}
 	mounts, volumes := machine(t, [2]string{s.python, s.python}, [2]string{s.vllm, s.vllm}, [2]string{s.lmcache, s.lmcache})
 	text, err := json.Marshal(object{
 		"lmcache": object{
-			"image": image,
-			"env": []any{
-				object{"name": "PATH", "value": s.lmcache + "/bin:/usr/bin:/bin"},
-				object{"name": "PYTHONPATH", "value": s.lmcache},
-				object{"name": "OMP_NUM_THREADS", "value": "1"},
-			},
-			"extraVolumes":      append(volumes, object{"name": "tmp", "emptyDir": object{}}),
-			"extraVolumeMounts": append(mounts, object{"name": "tmp", "mountPath": "/tmp"}),
+			"image": image, "env": env,
+			"extraVolumes":      append(slices.Clone(volumes), object{"name": "tmp", "emptyDir": object{}}),
+			"extraVolumeMounts": append(slices.Clone(mounts), object{"name": "tmp", "mountPath": "/tmp"}),
+		},
+		"cacheServer": object{
+			"image": image, "env": env,
+			"pod": object{"spec": object{"containers": []any{object{"name": "cache-server", "volumeMounts": mounts}}, "volumes": volumes}},
 		},
 		"redis": object{"image": object{"repository": redisImage, "tag": "test", "pullPolicy": "Never"}},
 	})
@@ -96,6 +101,19 @@ func (s *realSuite) testLMCache(t *testing.T) {
 		require.Positive(t, p.metric(t, p.podIP(t, p.server(t))+":8080", `lmcache_mp_lookup_hit_l2_tokens_total`))
 	})
 	t.Run("nothing is left", func(t *testing.T) { p.nothingLeft(t) })
+}
+
+// testCacheServer is of LMCache's server of before its multiprocess mode: what is stored there, at the address that engines are told of,
+// is there for others.
+func (s *realSuite) testCacheServer(t *testing.T) {
+	r := s.install(t, append(s.values(t, "values-cache-server.yaml", "platform.kubernetes"), "--values", s.poolValues(t))...)
+	r.kubectl(t, "rollout", "status", "deployment/mobula-cache-server", "--timeout", deadline.String())
+	r.serves(t, "pooled", 1)
+	r.answered(t, "pooled")
+	script, err := os.ReadFile(filepath.Join("testdata", "pool.py"))
+	require.NoError(t, err)
+	require.Contains(t, r.kubectl(t, "exec", r.serving(t, "pooled")[0], "--", s.vllm+"/bin/python", "-c", string(script)), "stored and read 1048576")
+	r.nothingLeft(t)
 }
 
 // chunks is how many of 256 tokens a text has at least.
