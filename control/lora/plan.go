@@ -32,7 +32,7 @@ func Plan(in Input, s State) ([]Action, State) {
 	for _, l := range in.LoRAs {
 		complete := true
 		for _, r := range targets[l.Name] {
-			if !p.known[r] || s.Loaded[r][l.Name] != l.Source {
+			if p.doubt[r] > 0 || s.Loaded[r][l.Name] != l.Source {
 				complete = false
 			}
 			if s.Loaded[r][l.Name] != l.Source {
@@ -56,18 +56,20 @@ type placing struct {
 	in      *Input
 	state   State
 	open    []string            // replicas that LoRAs can be on, sorted
-	known   map[string]bool     // those that something can be done to
+	doubt   map[string]int      // 1 for those that are not known yet: nothing can be done to them, and they may have lost what they had
 	holders map[string][]string // LoRAs that are ours → open replicas that have them, sorted
 	most    int                 // LoRAs that a replica should have, those that are wanted everywhere aside
 	count   map[string]int      // replica → LoRAs that it is to have, the same aside
 }
 
 func newPlacing(in *Input, s State) *placing {
-	p := &placing{in: in, state: s, known: map[string]bool{}, holders: map[string][]string{}, count: map[string]int{}}
+	p := &placing{in: in, state: s, doubt: map[string]int{}, holders: map[string][]string{}, count: map[string]int{}}
 	for i := range in.Replicas {
 		if r := &in.Replicas[i]; r.open() {
 			p.open = append(p.open, r.ID)
-			p.known[r.ID] = r.Known
+			if !r.Known {
+				p.doubt[r.ID] = 1
+			}
 		}
 	}
 	slices.Sort(p.open)
@@ -81,7 +83,7 @@ func newPlacing(in *Input, s State) *placing {
 
 // add appends a unless it has failed too lately, or its replica is not known yet.
 func (p *placing) add(actions []Action, a Action) []Action {
-	if f := p.state.Failures[a.Replica][a.LoRA]; !p.known[a.Replica] || f.is(a) && p.in.Now.Before(f.until()) {
+	if f := p.state.Failures[a.Replica][a.LoRA]; p.doubt[a.Replica] > 0 || f.is(a) && p.in.Now.Before(f.until()) {
 		return actions
 	}
 	return append(actions, a)
@@ -111,7 +113,9 @@ func (p *placing) targets(loras []mobula.LoRA) map[string][]string {
 	slices.SortFunc(some, func(a, b mobula.LoRA) int { return cmp.Compare(a.Name, b.Name) })
 	p.most = (total + len(p.open) - 1) / len(p.open)
 	for _, l := range some {
-		for _, r := range p.ranked(l.Name, p.holders[l.Name]) {
+		holders := p.ranked(l.Name, p.holders[l.Name])
+		slices.SortStableFunc(holders, func(a, b string) int { return cmp.Compare(p.doubt[a], p.doubt[b]) })
+		for _, r := range holders {
 			if len(targets[l.Name]) < l.Replicas && p.count[r] < p.most {
 				targets[l.Name] = append(targets[l.Name], r)
 				p.count[r]++
@@ -145,14 +149,11 @@ func (p *placing) fill(l mobula.LoRA, have []string) []string {
 	return have
 }
 
-// ranked gives a copy of replicas in the order in which the LoRA prefers them: known ones first, since others may have lost it.
+// ranked gives a copy of replicas in the order in which the LoRA prefers them.
 func (p *placing) ranked(name string, replicas []string) []string {
 	score := make(map[string]uint64, len(replicas))
 	for _, r := range replicas {
-		score[r] = rendezvous(name, r) >> 1
-		if p.known[r] {
-			score[r] |= 1 << 63
-		}
+		score[r] = rendezvous(name, r)
 	}
 	replicas = slices.Clone(replicas)
 	slices.SortFunc(replicas, func(a, b string) int { return cmp.Or(cmp.Compare(score[b], score[a]), cmp.Compare(a, b)) })
