@@ -126,6 +126,10 @@ type CacheServerValues struct {
 	ExtraArgs []string `yaml:"extraArgs"`
 	// Environment variables, as a container has them (name, value, valueFrom).
 	Env []Object `yaml:"env"`
+	// More volumes of the pod.
+	ExtraVolumes []Object `yaml:"extraVolumes"`
+	// More mounts of the container.
+	ExtraVolumeMounts []Object `yaml:"extraVolumeMounts"`
 	// Part of a pod template (metadata and spec) that is merged into ours, as router.pod is.
 	Pod Object `yaml:"pod"`
 }

@@ -170,7 +170,7 @@ func besideCases() []valueCase {
 			},
 		},
 		{
-			name: "LMCache's server", values: lmcache + "cacheServer: {enabled: true, replicas: 2, port: 9000, image: {repository: lm, tag: v1, pullPolicy: Never}, resources: {limits: {memory: 1Gi}}, extraArgs: [cpu], env: [{name: A, value: b}], pod: {spec: {nodeSelector: {x: z}}}}",
+			name: "LMCache's server", values: lmcache + "cacheServer: {enabled: true, replicas: 2, port: 9000, image: {repository: lm, tag: v1, pullPolicy: Never}, resources: {limits: {memory: 1Gi}}, extraArgs: [cpu], env: [{name: A, value: b}], extraVolumes: [{name: v, emptyDir: {}}], extraVolumeMounts: [{name: v, mountPath: /v}], pod: {spec: {nodeSelector: {x: z}}}}",
 			want: []want{
 				{"Deployment/mobula-cache-server", "spec replicas", "2"},
 				{"Deployment/mobula-cache-server", "spec template spec containers 0 image", "lm:v1"},
@@ -178,6 +178,8 @@ func besideCases() []valueCase {
 				{"Deployment/mobula-cache-server", "spec template spec containers 0 args", "- 0.0.0.0\n- \"9000\"\n- cpu"},
 				{"Deployment/mobula-cache-server", "spec template spec containers 0 env 2 name", "A"},
 				{"Deployment/mobula-cache-server", "spec template spec containers 0 resources limits memory", "1Gi"},
+				{"Deployment/mobula-cache-server", "spec template spec containers 0 volumeMounts 1 mountPath", "/v"},
+				{"Deployment/mobula-cache-server", "spec template spec volumes 1 name", "v"},
 				{"Deployment/mobula-cache-server", "spec template spec nodeSelector x", "z"},
 				{"Service/mobula-cache-server", "spec ports 0 port", "9000"},
 				{"Model/a", "spec engine env", "LMCACHE_CHUNK_SIZE: \"256\"\nLMCACHE_REMOTE_SERDE: naive\nLMCACHE_REMOTE_URL: lm://mobula-cache-server.llm.svc:9000\nLMCACHE_TRACK_USAGE: \"false\"\nPYTHONHASHSEED: \"0\""},

@@ -40,10 +40,7 @@ func (s *realSuite) poolValues(t *testing.T) string {
 			"extraVolumes":      append(slices.Clone(volumes), object{"name": "tmp", "emptyDir": object{}}),
 			"extraVolumeMounts": append(slices.Clone(mounts), object{"name": "tmp", "mountPath": "/tmp"}),
 		},
-		"cacheServer": object{
-			"image": image, "env": env,
-			"pod": object{"spec": object{"containers": []any{object{"name": "cache-server", "volumeMounts": mounts}}, "volumes": volumes}},
-		},
+		"cacheServer": object{"image": image, "env": env, "extraVolumes": volumes, "extraVolumeMounts": mounts},
 		"redis": object{"image": object{"repository": redisImage, "tag": "test", "pullPolicy": "Never"}},
 	})
 	require.NoError(t, err)

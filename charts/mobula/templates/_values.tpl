@@ -21,7 +21,7 @@ serviceMonitor: enabled labels interval scrapeTimeout honorLabels relabelings me
 podMonitor: enabled labels interval scrapeTimeout honorLabels relabelings metricRelabelings
 dashboards: enabled labels annotations namespace
 alerts: enabled kind labels alertLabels disabled
-cacheServer: enabled image replicas port resources extraArgs env pod
+cacheServer: enabled image replicas port resources extraArgs env extraVolumes extraVolumeMounts pod
 lmcache: enabled image port httpPort l1SizeGB chunkSize l2Adapters coordinatorURL hostIPC privileged runtimeClass nodeSelector tolerations resources extraArgs env extraVolumes extraVolumeMounts pod
 redis: enabled image maxMemory password storage storageClass resources pod
 keda: enabled prometheusAddress models
