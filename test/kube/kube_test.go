@@ -58,6 +58,7 @@ func TestKubernetes(t *testing.T) {
 			if s := c.real(t); s != nil {
 				t.Run("in pods", s.testRay)
 				t.Run("a RayCluster of others", s.testSharedRay)
+				t.Run("a RayService of others", s.testSharedService)
 			}
 		})
 	})

@@ -41,7 +41,7 @@ func (s *realSuite) poolValues(t *testing.T) string {
 			"extraVolumeMounts": append(slices.Clone(mounts), object{"name": "tmp", "mountPath": "/tmp"}),
 		},
 		"cacheServer": object{"image": image, "env": env, "extraVolumes": volumes, "extraVolumeMounts": mounts},
-		"redis": object{"image": object{"repository": redisImage, "tag": "test", "pullPolicy": "Never"}},
+		"redis":       object{"image": object{"repository": redisImage, "tag": "test", "pullPolicy": "Never"}},
 	})
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "pool.json")
