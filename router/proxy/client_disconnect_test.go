@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/router/pick"
 )
 
 func TestClientThatLeavesCancelsTheEngine(t *testing.T) {
@@ -55,33 +56,56 @@ func TestClientThatLeavesCancelsTheEngine(t *testing.T) {
 	}
 }
 
+// leaver is a client that leaves a while after the attempt has begun, or after it has ended.
+type leaver struct {
+	log
+	MemoryClient
+	afterwards bool
+}
+
+func (l *leaver) Sent(e *pick.Endpoint) {
+	l.log.Sent(e)
+	if !l.afterwards {
+		time.AfterFunc(50*time.Millisecond, l.Leave)
+	}
+}
+
+func (l *leaver) Ended(e *pick.Endpoint, o Outcome) {
+	l.log.Ended(e, o)
+	if l.afterwards {
+		time.AfterFunc(50*time.Millisecond, l.Leave)
+	}
+}
+
 func TestClientThatLeavesEndsOtherWaits(t *testing.T) {
-	leave := func(t *testing.T, x *Exchange, o Options) *trip {
+	leave := func(t *testing.T, x *Exchange, o Options, afterwards bool) *trip {
 		t.Helper()
-		client := &MemoryClient{}
-		timer := time.AfterFunc(50*time.Millisecond, client.Leave)
-		defer timer.Stop()
-		return do(t, newProxy(t, o), x, client)
+		l := &leaver{afterwards: afterwards}
+		x.Client, x.Hooks = &l.MemoryClient, l
+		result := newProxy(t, o).Do(x)
+		got := &trip{Result: result, log: l.log}
+		got.check(t, x)
+		return got
 	}
 	t.Run("writing a body", func(t *testing.T) {
 		l := listen(t, "127.0.0.1:0")
 		defer l.Close()
 		x := exchange(endpoint("e", "http://"+l.Addr().String()))
 		x.Body = make([]byte, 64<<20)
-		require.Equal(t, CauseClientGone, cause(t, leave(t, x, Options{}).Err))
+		require.Equal(t, CauseClientGone, cause(t, leave(t, x, Options{}, false).Err))
 	})
 	t.Run("retry-after", func(t *testing.T) {
 		f := newFake(t, always(plain(429, "", "Retry-After: 3000")))
 		o := retries(2)
 		o.Retries.MaxRetryAfter = long
-		got := leave(t, exchange(f.Endpoint), o)
+		got := leave(t, exchange(f.Endpoint), o, true)
 		require.Equal(t, CauseClientGone, cause(t, got.Err))
 		require.Equal(t, []string{"busy+"}, got.causes())
 	})
 	t.Run("dialing", func(t *testing.T) {
 		l := listen(t, "127.0.0.1:0") // never accepts, so the handshake hangs
 		defer l.Close()
-		got := leave(t, exchange(endpoint("e", "https://"+l.Addr().String())), Options{Timeouts: mobula.Timeouts{Connect: long}})
+		got := leave(t, exchange(endpoint("e", "https://"+l.Addr().String())), Options{Timeouts: mobula.Timeouts{Connect: long}}, false)
 		require.Equal(t, CauseClientGone, cause(t, got.Err))
 		require.Equal(t, []string{"client_gone"}, got.causes())
 	})
