@@ -290,11 +290,13 @@ func (s *keeper) outcome(ctx context.Context, group string, err error) {
 	}
 }
 
+// paceOf gives a copy, which setPace puts back.
 func (s *keeper) paceOf(group string) pace {
 	s.paceLock.Lock()
 	defer s.paceLock.Unlock()
 	p := s.pace[group]
-	if p.fights == nil {
+	p.awaited = slices.Clone(p.awaited)
+	if p.fights = maps.Clone(p.fights); p.fights == nil {
 		p.fights = map[ident]fight{}
 	}
 	return p
