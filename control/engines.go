@@ -177,10 +177,11 @@ func (e *engineCalls) read(ctx context.Context, r *mobula.Replica) error {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
 	got.at = e.c.o.Now()
-	if old := e.cards[r.ID]; old.of(r) && begun.Before(old.changed) {
+	old := e.cards[r.ID]
+	if old.of(r) && begun.Before(old.changed) {
 		return nil
 	}
-	if !slices.Equal(e.cards[r.ID].loras, got.loras) {
+	if !slices.Equal(old.loras, got.loras) {
 		e.c.viewDirty = true
 	}
 	e.cards[r.ID] = got

@@ -23,6 +23,7 @@ type fakeEngines struct {
 	asleep map[string]bool
 	fails  error
 	calls  []string // that load and unload LoRAs
+	mute   string   // a replica that does not tell what it has
 }
 
 func newFakeEngines() *fakeEngines {
@@ -33,6 +34,9 @@ func (f *fakeEngines) Models(_ context.Context, e mobula.Endpoint) (all []mobula
 	time.Sleep(50 * time.Millisecond) // others are asked, or told, meanwhile
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if e.ID == f.mute {
+		return nil, errors.New("it does not tell")
+	}
 	all = append(all, mobula.Card{ID: "a"})
 	for name := range f.loras[e.ID] {
 		all = append(all, mobula.Card{ID: name, Parent: "a"})
@@ -311,6 +315,14 @@ func TestLoRAsStayWhereTheyAre(t *testing.T) {
 		require.Empty(t, engines.since("bad"))
 		still, _ := engines.have("one")
 		require.Equal(t, one, still)
+
+		b.stop()
+		engines.mute = one[0]
+		b.start()
+		b.pass(30 * time.Second)
+		both, _ := engines.have("one")
+		require.Len(t, both, 2, "one that never tells may have lost it")
+		require.NotEqual(t, one, b.model("a").LoRAs[0].Loaded)
 	})
 }
 

@@ -32,10 +32,9 @@ func Plan(in Input, s State) ([]Action, State) {
 	for _, l := range in.LoRAs {
 		complete := true
 		for _, r := range targets[l.Name] {
-			if p.doubt[r] > 0 || s.Loaded[r][l.Name] != l.Source {
-				complete = false
-			}
-			if s.Loaded[r][l.Name] != l.Source {
+			lacks := s.Loaded[r][l.Name] != l.Source
+			complete = complete && !lacks && p.doubt[r] == 0
+			if lacks {
 				actions = p.add(actions, Action{Kind: Load, Replica: r, LoRA: l.Name, Source: l.Source})
 			}
 		}

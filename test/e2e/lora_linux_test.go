@@ -170,7 +170,7 @@ models:
 		load.End()
 	}
 	t.Run("one that the file has no more is unloaded", func(t *testing.T) {
-		before := f.Status(model).Revision
+		before := f.Ready(model)[0].Revision
 		f.Apply(file("b", more))
 		f.Await("it is gone", func() bool {
 			return !slices.ContainsFunc(f.Ready(model), func(r control.ReplicaStatus) bool { return slices.Contains(r.LoRAs, "one") })
@@ -180,7 +180,7 @@ models:
 			return err == nil && a.Status == http.StatusNotFound
 		})
 		f.Await("it is not listed any more", func() bool { return !strings.Contains(f.Get("/v1/models"), `"one"`) })
-		require.Equal(t, before, f.Status(model).Revision, "no engine was started again")
+		require.Equal(t, before, f.Ready(model)[0].Revision, "no engine was started again")
 	})
 }
 
