@@ -144,7 +144,7 @@ func (a *account) observe(r *mobula.Replica) {
 				r.State, r.Reason = mobula.StateStarting, ""
 			}
 			if r.Reason == "" && actor.State == "RESTARTING" {
-				r.Reason = engineReason(actor.Death)
+				r.Reason = cmp.Or(engineReason(actor.Death), "Ray starts its actor again and does not say why it ended")
 			}
 		case r.State == mobula.StateStarting:
 		case p == nil || !a.speaks(p, rank):

@@ -51,7 +51,7 @@ func TestStatus(t *testing.T) {
 		"starts":                        {at: with(func(a *Actor) { a.State, a.PID = "PENDING_CREATION", 0 }), want: starting("")},
 		"starts after a failure":        {at: with(func(a *Actor) { a.State = "PENDING_CREATION" }), try: &try{orders: 2, reason: "no command vllm"}, want: starting("again after: no command vllm")},
 		"starts again":                  {at: with(func(a *Actor) { a.State, a.Death = "RESTARTING", "exit code 1" }), want: starting("exit code 1")},
-		"starts again for no reason":    {at: with(func(a *Actor) { a.State = "RESTARTING" }), want: starting("")},
+		"starts again for no reason":    {at: with(func(a *Actor) { a.State = "RESTARTING" }), want: starting("Ray starts its actor again and does not say why it ended")},
 		"node is dead": {
 			at:   with(func(a *Actor) { a.NodeID = "n2" }),
 			want: mobula.Replica{State: mobula.StateSuspect, Reason: "Ray says that its node 10.0.0.2 is dead: no heartbeats", URL: "http://10.0.0.1:8000"},
