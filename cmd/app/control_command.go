@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,17 +43,18 @@ const controlGC = 100
 
 // controlOptions are the flags of `mobula control`.
 type controlOptions struct {
-	file    string
-	listen  string
-	address string
-	data    string
-	router  string
-	objects objectFlags
-	state   string // names of the Secret and the Lease, with --kubernetes
-	lease   string
-	image   string
-	health  string
-	log     mobula.Log
+	file         string
+	listen       string
+	address      string
+	data         string
+	router       string
+	objects      objectFlags
+	state        string // names of Secrets and of the Lease, with --kubernetes
+	lease        string
+	routerSecret string
+	image        string
+	health       string
+	log          mobula.Log
 }
 
 func (a *app) controlCommand() *cobra.Command {
@@ -83,7 +86,7 @@ a Secret there; of several such control planes one leads and the others stand by
   mobula token --config /var/lib/mobula/control/client.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.objects.check(cmd, "state-secret", "lease", "health-listen"); err != nil {
+			if err := o.objects.check(cmd, "router-secret", "state-secret", "lease", "health-listen"); err != nil {
 				return err
 			}
 			if !o.objects.on {
@@ -102,6 +105,7 @@ a Secret there; of several such control planes one leads and the others stand by
 	f.StringVar(&o.data, "data", dataFolder("control"), "folder for what has to survive a restart")
 	f.StringVar(&o.router, "router", "", "run a router too, on this address, host:port")
 	o.objects.flags(cmd)
+	f.StringVar(&o.routerSecret, "router-secret", "", "with --kubernetes: Secret that says how routers reach it, for what routers do and nothing else")
 	f.StringVar(&o.state, "state-secret", "mobula-state", "with --kubernetes: Secret for what has to survive a restart")
 	f.StringVar(&o.lease, "lease", "mobula-control", "with --kubernetes: Lease by which one of several control planes leads")
 	f.StringVar(&o.health, "health-listen", "", "with --kubernetes: address for /health and /ready without TLS, also while another control plane leads, host:port")
@@ -216,6 +220,13 @@ type identity struct {
 	token mobula.Secret
 }
 
+// routerToken is what routers show that are to do no more than routers do. It follows from the token, and tells nothing of it.
+func (i identity) routerToken() mobula.Secret {
+	mac := hmac.New(sha256.New, []byte(i.token))
+	mac.Write([]byte("router"))
+	return mobula.Secret(hex.EncodeToString(mac.Sum(nil)))
+}
+
 // plane makes the control plane that serves at l, and how it is reached; o lacks who and where it is.
 func (i identity) plane(l net.Listener, address string, o planeOptions) (*plane, client.Config, error) {
 	reach := reachable(l.Addr(), address)
@@ -224,7 +235,7 @@ func (i identity) plane(l net.Listener, address string, o planeOptions) (*plane,
 	if err != nil {
 		return nil, client.Config{}, err
 	}
-	o.Store, o.ID, o.Token, o.Gate = i.store, i.id, i.token, &gate{id: i.id, ca: i.ca, store: i.store}
+	o.Store, o.ID, o.Token, o.RouterToken, o.Gate = i.store, i.id, i.token, i.routerToken(), &gate{id: i.id, ca: i.ca, store: i.store}
 	o.EngineKey, o.Version = engineKey(), thisBuild().Version
 	o.Listener = tls.NewListener(l, creds.ServerTLS())
 	o.Dial = func(_, address string) static.AgentClient {

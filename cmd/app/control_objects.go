@@ -82,8 +82,10 @@ func awaitRights(ctx context.Context, o controlOptions, c *kubernetes.Connection
 		rule("", "secrets", o.state, "get", "update"),
 		rule("", "pods", "", "patch"),
 	}
-	if o.objects.controlSecret != "" {
-		rules = append(rules, rule("", "secrets", o.objects.controlSecret, "get", "update"))
+	for _, secret := range []string{o.objects.controlSecret, o.routerSecret} {
+		if secret != "" {
+			rules = append(rules, rule("", "secrets", secret, "get", "update"))
+		}
 	}
 	for _, resource := range []string{"fleets", "models", "loras"} {
 		rules = append(rules, rule(kube.Group, resource, "", "list", "watch"), rule(kube.Group, resource+"/status", "", "patch"))
@@ -160,8 +162,13 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 		return err
 	}
 	backend.objects = objects
-	if o.objects.controlSecret != "" {
-		if err := publishAccess(ctx, c, o.objects.controlSecret, access); err != nil {
+	forRouters := access
+	forRouters.Token = who.routerToken()
+	for secret, access := range map[string]client.Config{o.objects.controlSecret: access, o.routerSecret: forRouters} {
+		if secret == "" {
+			continue
+		}
+		if err := publishAccess(ctx, c, secret, access); err != nil {
 			return err
 		}
 	}

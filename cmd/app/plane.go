@@ -36,7 +36,9 @@ type planeOptions struct {
 	Dial     func(host, address string) static.AgentClient
 	Listener net.Listener // TLS and all
 	Token    mobula.Secret
-	Gate     *gate // takes hosts in; nil takes none
+	// RouterToken is what routers may show instead, for what they do.
+	RouterToken mobula.Secret
+	Gate        *gate // takes hosts in; nil takes none
 	// EngineKey is what vLLM engines ask for, if anything.
 	EngineKey mobula.Secret
 	// Kubernetes sets up the platforms of Kubernetes clusters.
@@ -100,7 +102,7 @@ func newPlane(o planeOptions) (*plane, error) {
 		backend = o.Backend(p.control)
 	}
 	serve := api.Options{
-		Backend: backend, Endpoints: p.endpoints, Token: o.Token, Role: peerRole,
+		Backend: backend, Endpoints: p.endpoints, Token: o.Token, RouterToken: o.RouterToken, Role: peerRole,
 		Logger: o.Logger, Registerer: registry, Gatherer: registry, Version: o.Version,
 	}
 	if o.Gate != nil {

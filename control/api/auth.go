@@ -19,7 +19,7 @@ type access int
 const (
 	forAll    access = iota // no token
 	forPeople               // the token, or a certificate of the control plane
-	forRouter               // also a certificate of a router
+	forRouter               // also the token or a certificate of a router
 	forAgent                // a join token, or a certificate of an agent
 )
 
@@ -31,6 +31,7 @@ var (
 		"mobula up or mobula control has written (commands: --token-file)")
 	errNoJoinToken = errors.New("no join token: make one with mobula token")
 	errForbidden   = errors.New("this certificate may not do that")
+	errRouterToken = errors.New("this token may not do that: it is the routers', which only report and read")
 )
 
 // roles that certificates need for a route.
@@ -45,6 +46,17 @@ func (a access) roles() []string {
 	default:
 		return nil
 	}
+}
+
+// secretSum is by what a token is known; none is the empty one.
+type secretSum [sha256.Size]byte
+
+func sumOf(token string) secretSum { return sha256.Sum256([]byte(token)) }
+
+// is compares in a time that tells nothing.
+func (s secretSum) is(token string) bool {
+	sum := sumOf(token)
+	return subtle.ConstantTimeCompare(sum[:], s[:]) == 1 && token != ""
 }
 
 // bearer gives the token that a request shows.
@@ -66,11 +78,12 @@ func (s *Server) allowed(c *gin.Context, a access) bool {
 		role = s.role(c.Request.TLS)
 	}
 	token := bearer(c.Request)
-	sum := sha256.Sum256([]byte(token))
-	known := subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1 && !s.noToken
+	routers := s.routerToken.is(token)
 	switch {
-	case known || role != "" && slices.Contains(a.roles(), role):
+	case s.token.is(token) || routers && a == forRouter || role != "" && slices.Contains(a.roles(), role):
 		return true
+	case routers:
+		s.fail(c, errRouterToken, http.StatusForbidden)
 	case token != "":
 		s.refuse(c, errWrongToken)
 	case role != "":

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/agent"
 	"github.com/mobula-serve/mobula/control/client"
 )
@@ -66,6 +67,24 @@ func roleOf(s *tls.ConnectionState) string {
 	return s.PeerCertificates[0].Subject.OrganizationalUnit[0]
 }
 
+func TestARoutersTokenOpensWhatRoutersNeed(t *testing.T) {
+	h := start(t, func(o *Options) { o.RouterToken = "of-routers" })
+	c := client.New(client.Options{URL: h.http.URL, Token: "of-routers"})
+	defer c.Close()
+	require.NoError(t, c.Report(t.Context(), mobula.Report{Router: "r", Endpoints: []mobula.EndpointReport{}, Models: []mobula.ModelReport{}}))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.http.URL+"/v1/endpoints", http.NoBody)
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer of-routers")
+	resp, err := h.http.Client().Do(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+
+	_, err = c.View(t.Context(), 0)
+	require.ErrorContains(t, err, "it is the routers', which only report and read")
+	require.ErrorContains(t, c.Delete(t.Context(), "m"), "this token may not do that")
+}
+
 func TestCertificatesOpenWhatTheirRoleNeeds(t *testing.T) {
 	ca := newAuthority(t)
 	h := startTLS(t, &tls.Config{
@@ -94,7 +113,7 @@ func TestCertificatesOpenWhatTheirRoleNeeds(t *testing.T) {
 			require.Equal(t, status, resp.StatusCode, "%q at %s", role, path)
 		}
 	}
-	// The empty token of the options is nobody's.
+	// The empty tokens of the options are nobody's.
 	c := client.New(client.Options{URL: h.http.URL, TLS: as("")})
 	defer c.Close()
 	_, err := c.View(t.Context(), 0)

@@ -4,7 +4,6 @@ package api
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -55,6 +54,8 @@ type Options struct {
 	Joiner Joiner
 	// Token that people and routers show; with an empty one only client certificates open the door.
 	Token mobula.Secret
+	// RouterToken opens what RoleRouter does, and nothing else; nothing when empty.
+	RouterToken mobula.Secret
 	// Role gives the role of a connection's verified client certificate, empty for none. Nil: no certificate has one.
 	Role func(*tls.ConnectionState) string
 	// Waiters bounds the calls that wait for a change or follow a log, 0 for 4096.
@@ -70,18 +71,17 @@ type Options struct {
 
 // Server serves the API. Run it beside an http.Server (with a ReadHeaderTimeout) that has its Handler.
 type Server struct {
-	backend  Backend
-	source   adapters.Discoverer
-	tokens   Tokens
-	joiner   Joiner
-	token    [sha256.Size]byte // of Options.Token
-	noToken  bool
-	role     func(*tls.ConnectionState) string
-	logger   *slog.Logger
-	gatherer prometheus.Gatherer
-	metrics  *metrics
-	version  string
-	document []byte // OpenAPI, JSON
+	backend            Backend
+	source             adapters.Discoverer
+	tokens             Tokens
+	joiner             Joiner
+	token, routerToken secretSum // of Options
+	role               func(*tls.ConnectionState) string
+	logger             *slog.Logger
+	gatherer           prometheus.Gatherer
+	metrics            *metrics
+	version            string
+	document           []byte // OpenAPI, JSON
 
 	waiters   chan struct{} // one in it for each call that waits
 	endpoints *latest
@@ -104,7 +104,7 @@ func New(o Options) *Server {
 	life, end := context.WithCancel(context.Background()) // nobody's child: Run, which ends it, comes later
 	s := &Server{
 		backend: o.Backend, source: o.Endpoints, tokens: o.Tokens, joiner: o.Joiner,
-		token: sha256.Sum256([]byte(o.Token)), noToken: o.Token == "", role: o.Role,
+		token: sumOf(string(o.Token)), routerToken: sumOf(string(o.RouterToken)), role: o.Role,
 		logger: o.Logger, gatherer: o.Gatherer, metrics: newMetrics(o.Registerer), version: o.Version,
 		waiters: make(chan struct{}, o.Waiters), endpoints: newLatest(), settings: newLatest(), life: life, end: end,
 	}

@@ -180,7 +180,7 @@ func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
 	}
 	w.startControl("control-a")
 	w.leads("control-a")
-	router := runCLI(t, nil, "router", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default", "--control-secret", controlSecret, "--listen", "127.0.0.1:0")
+	router := runCLI(t, nil, "router", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default", "--control-secret", routerSecret, "--listen", "127.0.0.1:0")
 	both := func(text string) {
 		t.Helper()
 		w.Await("both say: "+text, func() bool {

@@ -29,6 +29,7 @@ import (
 // What the chart calls its objects.
 const (
 	controlSecret = "mobula-control"
+	routerSecret  = "mobula-router"
 	stateSecret   = "mobula-state"
 	controlLease  = "mobula-control"
 )
@@ -87,7 +88,7 @@ func (w *world) startControl(name string) {
 		})
 	}
 	w.Start(name, []string{"POD_NAME=" + name}, "control", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default",
-		"--fleet", "default", "--listen", "127.0.0.1:0", "--control-secret", controlSecret, "--state-secret", stateSecret,
+		"--fleet", "default", "--listen", "127.0.0.1:0", "--control-secret", controlSecret, "--router-secret", routerSecret, "--state-secret", stateSecret,
 		"--lease", controlLease, "--image", "mobula:test")
 }
 
@@ -139,7 +140,7 @@ func (w *world) startRouter(name string) {
 		address = strings.TrimPrefix(w.URL, "http://")
 	}
 	line := w.Start(name, []string{"POD_NAME=" + name}, "router", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default",
-		"--control-secret", controlSecret, "--listen", address)
+		"--control-secret", routerSecret, "--listen", address)
 	w.URL = strings.TrimPrefix(line, "listening on ")
 }
 

@@ -6,7 +6,7 @@
 - --namespace={{ .Release.Namespace }}
 - --fleet={{ include "mobula.fleet" . }}
 {{- if .Values.control.enabled }}
-- --control-secret={{ include "mobula.controlSecret" . }}
+- --control-secret={{ include "mobula.routerSecret" . }}
 {{- end }}
 {{- with .Values.router.extraArgs }}
 {{ toYaml . }}
@@ -22,6 +22,7 @@
 - --health-listen=:8101
 - --address={{ include "mobula.controlAddress" . }}
 - --control-secret={{ include "mobula.controlSecret" . }}
+- --router-secret={{ include "mobula.routerSecret" . }}
 - --state-secret={{ include "mobula.stateSecret" . }}
 - --lease={{ include "mobula.lease" . }}
 - --image={{ include "mobula.reference" (include "mobula.ownImage" (list . .Values.control.image) | fromYaml) }}

@@ -73,6 +73,7 @@ annotations:
 
 {{/* Names of what the control plane keeps: made empty by the chart, so that its rights are by name. */}}
 {{- define "mobula.controlSecret" -}}{{ include "mobula.fullname" . }}-control{{- end }}
+{{- define "mobula.routerSecret" -}}{{ include "mobula.fullname" . }}-router{{- end }}
 {{- define "mobula.stateSecret" -}}{{ include "mobula.fullname" . }}-state{{- end }}
 {{- define "mobula.lease" -}}{{ include "mobula.fullname" . }}-control{{- end }}
 
