@@ -12,7 +12,7 @@ func routerRows() []row {
 		{at + "repository", text, changed, "", "the router is Mobula's own: image.repository", `"lmcache/lmstack-router"`},
 		{at + "tag", text, changed, "", "the router is Mobula's own: image.tag", `"latest"`},
 		{at + "imagePullPolicy", text, mapped, "image.pullPolicy", "", ""},
-		{at + "serviceAccountName", text, dropped, "", "the router gets an account of its own; one of yours is serviceAccount.routerName with serviceAccount.create false", ""},
+		{at + "serviceAccountName", text, dropped, "", "the router gets an account of its own; one of yours is serviceAccount.routerName (and controlName) with serviceAccount.create false", ""},
 		{at + "hf_token", secretly, dropped, "", "the router loads no tokenizer and needs no token; it is not copied", ""},
 		{at + "securityContext", mapping, mapped, "router.pod.spec.securityContext", "", ""},
 		{at + "containerSecurityContext", mapping, dropped, "", "the router's container has the tightest already: no root, no capabilities, a read-only file system", ""},

@@ -35,7 +35,7 @@ func Check(ctx context.Context, client discovery.DiscoveryInterface) error {
 	for _, field := range []string{"authOptions", "upgradeStrategy", "gcsFaultToleranceOptions"} {
 		if _, ok := fields[field]; !ok {
 			return fmt.Errorf("%w: its RayClusters have no spec.%s: upgrade the operator and its custom resource definitions to 1.5.1 or newer (1.6.2 is tested; helm leaves definitions "+
-				"as they are, so: kubectl apply --server-side -k 'github.com/ray-project/kuberay/ray-operator/config/crd?ref=v1.6.2')", ErrTooOld, field)
+				"as they are, so: kubectl apply --server-side --force-conflicts -k 'github.com/ray-project/kuberay/ray-operator/config/crd?ref=v1.6.2')", ErrTooOld, field)
 		}
 	}
 	return nil

@@ -52,13 +52,13 @@ type Values struct {
 	CommonAnnotations map[string]string `yaml:"commonAnnotations"`
 	// In place of the chart's name in the names of objects.
 	NameOverride string `yaml:"nameOverride"`
-	// In place of the release's and the chart's name in the names of objects: with mobula the router's Service is mobula-router. Default: the release's name, followed by the chart's unless it has it.
+	// In place of the release's and the chart's name in the names of objects: with mobula the router's Service is mobula-router. Default: the release's name, followed by the chart's unless it has it, cut at 40 characters.
 	FullnameOverride string `yaml:"fullnameOverride"`
 	// Values that Helm hands to charts in charts. Mobula's takes none of them.
 	Global Object `yaml:"global"`
-	// Values of the chart kube-prometheus-stack, for installations that have it beside.
+	// Refused: the chart has no sub-charts, and kube-prometheus-stack is installed beside it.
 	KubePrometheusStack Object `yaml:"kube-prometheus-stack"`
-	// Values of the chart prometheus-adapter, for installations that have it beside.
+	// Refused: the chart has no sub-charts, and prometheus-adapter is installed beside it.
 	PrometheusAdapterChart Object `yaml:"prometheus-adapter"`
 }
 
@@ -77,7 +77,7 @@ type PlatformValues struct {
 type FleetValues struct {
 	// Name of the fleet and its Fleet object. Two fleets in a namespace need two names. Lower-case letters, digits and dashes, at most 63. Default default.
 	Name string `yaml:"name"`
-	// The router's data plane. On Kubernetes timeouts.lameduck is 5s unless it is given.
+	// The router's data plane. On Kubernetes timeouts.lameduck is 5s and timeouts.drain 5m unless given.
 	Router mobula.Router `yaml:"router"`
 	// The KV-cache network.
 	KV mobula.KV `yaml:"kv"`
@@ -133,6 +133,8 @@ type RouterValues struct {
 	ExtraVolumeMounts []Object `yaml:"extraVolumeMounts"`
 	// More containers of the pod.
 	ExtraContainers []Object `yaml:"extraContainers"`
+	// Model that helm test asks. Default: the first with replicas that is no pooling model.
+	TestModel string `yaml:"testModel"`
 	// Seconds within which the pod has to stop. Default: what fleet.router.timeouts.lameduck and drain add up to, and 15.
 	TerminationGracePeriodSeconds int `yaml:"terminationGracePeriodSeconds"`
 	// Part of a pod template (metadata and spec) that is merged into ours: mappings field by field, a list in place of ours. For labels, annotations, affinity, nodeSelector, tolerations, topologySpreadConstraints, priorityClassName, securityContext and all else that is not in a container.

@@ -187,7 +187,7 @@ type RedisValues struct {
 	MaxMemory string `yaml:"maxMemory"`
 	// Secret with the password; its key is password unless given. Default: none, all pods of the namespace may use it.
 	Password SecretRef `yaml:"password"`
-	// Size of a volume for what outlives the pod, such as 20Gi. Default: none, data are in memory only.
+	// Size of a volume for what outlives the pod, such as 20Gi. It and storageClass can be changed only after the StatefulSet is deleted. Default: none, data are in memory only.
 	Storage string `yaml:"storage"`
 	// StorageClass of that volume. Default: the cluster's.
 	StorageClass string `yaml:"storageClass"`
@@ -209,7 +209,7 @@ type SecretRef struct {
 
 // ServiceAccountValues are those of both service accounts.
 type ServiceAccountValues struct {
-	// Makes them. Default true.
+	// Makes them; where it is false, both names are required. Default true.
 	Create bool `yaml:"create"`
 	// The router's. Default: the name of its Deployment.
 	RouterName string `yaml:"routerName"`
@@ -237,7 +237,7 @@ type NetworkPolicyValues struct {
 	RouterFrom []Object `yaml:"routerFrom"`
 	// Who may reach the control plane beside routers, as Kubernetes has peers. Default: the namespace.
 	ControlFrom []Object `yaml:"controlFrom"`
-	// Who may read the engines' metrics, as Kubernetes has peers. Default: none but ours.
+	// Who may read metrics, as Kubernetes has peers: of engines and LMCache's servers, and of routers and the control plane where routerFrom and controlFrom don't have them. Default: none but ours.
 	MetricsFrom []Object `yaml:"metricsFrom"`
 }
 

@@ -10,14 +10,14 @@ func controlCases() []valueCase {
 				{control, container + "args 6", "--address=mobula-control.llm.svc:8100"},
 				{control, container + "env 2 value", "460MiB"},
 				{"Service/mobula-control", "spec ports 0", "appProtocol: https\nname: https\nport: 8100\nprotocol: TCP\ntargetPort: https"},
-				{"ClusterRole/llm-mobula-nodes", "rules 0 resources", "- nodes"},
+				{"ClusterRole/llm:mobula:nodes", "rules 0 resources", "- nodes"},
 			},
-			absent: []string{"ClusterRole/llm-mobula-nodes metadata namespace", "ClusterRole/llm-mobula-discover"},
+			absent: []string{"ClusterRole/llm:mobula:nodes metadata namespace", "ClusterRole/llm:mobula:discover"},
 		},
 		{
 			name: "no control plane", values: "{control: {enabled: false}, models: [{name: a}]}",
 			want:   []want{{router, container + "args", "- router\n- --kubernetes\n- --namespace=llm\n- --fleet=default"}},
-			absent: []string{control, "Secret/mobula-control", "Secret/mobula-state", "Lease/mobula-control", "Role/mobula-control", "ClusterRole/llm-mobula-nodes", "Role/mobula-router rules 3"},
+			absent: []string{control, "Secret/mobula-control", "Secret/mobula-state", "Lease/mobula-control", "Role/mobula-control", "ClusterRole/llm:mobula:nodes", "Role/mobula-router rules 3"},
 			notes:  []string{"control.enabled is false"},
 		},
 		{
@@ -35,7 +35,7 @@ control:
 			want: []want{
 				{control, "spec replicas", "2"},
 				{control, container + "args 6", "--address=mobula-control.llm.svc:9100"},
-				{control, container + "args 11", "--log-level=debug"},
+				{control, container + "args 12", "--log-level=debug"},
 				{control, container + "env 3 name", "A"},
 				{control, container + "envFrom 0 configMapRef name", "c"},
 				{control, container + "volumeMounts 1 name", "v"},
@@ -47,10 +47,10 @@ control:
 			},
 		},
 		{
-			name: "accounts of others", values: "{serviceAccount: {create: false, routerName: r}}",
+			name: "accounts of others", values: "{serviceAccount: {create: false, routerName: r, controlName: c}}",
 			want: []want{
 				{router, "spec template spec serviceAccountName", "r"},
-				{control, "spec template spec serviceAccountName", "default"},
+				{control, "spec template spec serviceAccountName", "c"},
 				{"RoleBinding/mobula-router", "subjects 0 name", "r"},
 			},
 			absent: []string{"ServiceAccount/mobula-router", "ServiceAccount/mobula-control"},
@@ -65,27 +65,27 @@ control:
 		},
 		{
 			name: "no roles", values: "{rbac: {create: false}}",
-			absent: []string{"Role/mobula-router", "RoleBinding/mobula-router", "Role/mobula-control", "ClusterRole/llm-mobula-nodes"},
+			absent: []string{"Role/mobula-router", "RoleBinding/mobula-router", "Role/mobula-control", "ClusterRole/llm:mobula:nodes"},
 			notes:  []string{"rbac.create is false"},
 		},
 		{
 			name: "no nodes", values: "{rbac: {nodes: false}}",
-			absent: []string{"ClusterRole/llm-mobula-nodes", "ClusterRoleBinding/llm-mobula-nodes"},
+			absent: []string{"ClusterRole/llm:mobula:nodes", "ClusterRoleBinding/llm:mobula:nodes"},
 		},
 		{
 			name: "engines in other namespaces", values: "{rbac: {discoverNamespaces: [c]}, platform: {kubernetes: {discover: [{selector: a=b, namespaces: [b, llm, a]}, {selector: c=d, namespaces: [a]}]}}}",
 			want: []want{
-				{"Role/mobula-discover@a", "rules 0 verbs", "- get\n- list\n- watch"},
-				{"Role/mobula-discover@b", "", ""},
-				{"Role/mobula-discover@c", "", ""},
-				{"RoleBinding/mobula-discover@a", "subjects 0 namespace", "llm"},
-				{"RoleBinding/mobula-discover@a", "subjects 1 name", "mobula-control"},
+				{"Role/llm:mobula:discover@a", "rules 0 verbs", "- get\n- list\n- watch"},
+				{"Role/llm:mobula:discover@b", "", ""},
+				{"Role/llm:mobula:discover@c", "", ""},
+				{"RoleBinding/llm:mobula:discover@a", "subjects 0 namespace", "llm"},
+				{"RoleBinding/llm:mobula:discover@a", "subjects 1 name", "mobula-control"},
 			},
-			absent: []string{"Role/mobula-discover"},
+			absent: []string{"Role/llm:mobula:discover"},
 		},
 		{
 			name: "engines in all namespaces", values: "{platform: {kuberay: {kubernetes: {discover: [{selector: a=b, namespaces: ['*']}]}}}}",
-			want: []want{{"ClusterRole/llm-mobula-discover", "rules 0 resources", "- pods\n- services"}, {"ClusterRoleBinding/llm-mobula-discover", "roleRef name", "llm-mobula-discover"}},
+			want: []want{{"ClusterRole/llm:mobula:discover", "rules 0 resources", "- pods\n- services"}, {"ClusterRoleBinding/llm:mobula:discover", "roleRef name", "llm:mobula:discover"}},
 		},
 	}
 }
@@ -129,11 +129,18 @@ func besideCases() []valueCase {
 		{
 			name: "dashboards", values: "{dashboards: {enabled: true, labels: {grafana_dashboard: null, x: z}, annotations: {grafana_folder: M}, namespace: grafana}}",
 			want: []want{
-				{"ConfigMap/mobula-dashboard-router@grafana", "metadata labels x", "z"},
-				{"ConfigMap/mobula-dashboard-engines@grafana", "metadata annotations grafana_folder", "M"},
-				{"ConfigMap/mobula-dashboard-control@grafana", "", ""},
+				{"ConfigMap/llm.mobula-dashboard-router@grafana", "metadata labels x", "z"},
+				{"ConfigMap/llm.mobula-dashboard-engines@grafana", "metadata annotations grafana_folder", "M"},
+				{"ConfigMap/llm.mobula-dashboard-control@grafana", "", ""},
 			},
-			absent: []string{"ConfigMap/mobula-dashboard-router@grafana metadata labels grafana_dashboard"},
+			absent: []string{"ConfigMap/llm.mobula-dashboard-router@grafana metadata labels grafana_dashboard"},
+		},
+		{
+			name: "alerts without a control plane", values: "{control: {enabled: false}, alerts: {enabled: true, disabled: [MobulaRouterErrors]}}",
+			want: []want{
+				{"PrometheusRule/mobula-alerts", "spec groups 1 rules", "[]"},
+				{"PrometheusRule/mobula-alerts", "spec groups 0 rules 0 alert", "MobulaNoEndpoint"},
+			},
 		},
 		{
 			name: "alerts", values: "{alerts: {enabled: true, labels: {release: kps}, alertLabels: {team: a}, disabled: [MobulaRouterErrors]}}",
@@ -188,8 +195,11 @@ func besideCases() []valueCase {
 			notes:  []string{"cacheServer.replicas is 2"},
 		},
 		{
-			name: "LMCache's server in the engines' image", values: "{cacheServer: {enabled: true}, platform: {kubernetes: {pods: {image: 'lmcache/vllm-openai:v1'}}}}",
-			want:  []want{{"Deployment/mobula-cache-server", "spec template spec containers 0 image", "lmcache/vllm-openai:v1"}},
+			name: "LMCache's server in the engines' image", values: "{image: {pullSecrets: [own]}, cacheServer: {enabled: true}, platform: {kubernetes: {pods: {image: 'lmcache/vllm-openai:v1', pullSecrets: [theirs]}}}}",
+			want: []want{
+				{"Deployment/mobula-cache-server", "spec template spec containers 0 image", "lmcache/vllm-openai:v1"},
+				{"Deployment/mobula-cache-server", "spec template spec imagePullSecrets", "- name: own\n- name: theirs"},
+			},
 			notes: []string{"No engine uses the pool"},
 		},
 		{
@@ -241,6 +251,8 @@ func besideCases() []valueCase {
 				{"ScaledObject/x-a", "spec fallback replicas", "1"},
 				{"ScaledObject/x-a", "spec advanced restoreToOriginalReplicaCount", "true"},
 				{"ScaledObject/x-a", "spec triggers 0 metadata threshold", "5"},
+				{"ScaledObject/x-a", "spec triggers 0 metadata query", `sum(vllm:num_requests_running{namespace="llm",model_name="x/A"} or vector(0)) + sum(vllm:num_requests_waiting{namespace="llm",model_name="x/A"} or vector(0)) + sum(mobula_router_held_requests{namespace="llm",model="x/A"} or vector(0))`},
+				{"ScaledObject/x-a", "spec triggers 1 metadata query", `sum(rate(mobula_router_requests_total{namespace="llm",model="x/A"}[2m]) > bool 0)`},
 				{"ScaledObject/x-a", "spec triggers 0 metadata serverAddress", "http://p:9090"},
 				{"ScaledObject/b", "spec minReplicaCount", "1"},
 				{"ScaledObject/b", "spec triggers", "- metadata:\n    timezone: UTC\n  type: cron"},

@@ -18,11 +18,12 @@ func fleetCases() []valueCase {
 		{
 			name: "nothing set", values: "{}",
 			want: []want{
-				{"Fleet/default", "spec", "platform:\n  kubernetes: {}\nrouter:\n  timeouts:\n    lameduck: 5s"},
+				{"Fleet/default", "spec", "platform:\n  kubernetes: {}\nrouter:\n  timeouts:\n    drain: 5m\n    lameduck: 5s"},
 				{router, "spec replicas", "1"},
 				{router, "spec template spec containers 0 image", "mobula-serve/mobula:0.1.0"},
 				{"Service/mobula-router", "spec ports 0 port", "80"},
 				{"Secret/mobula-control", "", ""},
+				{"Secret/mobula-router", "", ""},
 				{"Secret/mobula-state", "", ""},
 				{"Lease/mobula-control", "", ""},
 			},
@@ -80,15 +81,18 @@ fleet:
 				{"Fleet/default", "spec platform kubernetes pods gpuResource", "amd.com/gpu"},
 				{"Fleet/default", "spec platform kubernetes discover 0 selector", "app=vllm"},
 			},
-			absent: []string{"Role/mobula-discover"},
+			absent: []string{"Role/llm:mobula:discover"},
 		},
 		{
-			name: "kuberay", values: "platform: {kuberay: {rayVersion: 2.60.0, shared: {cluster: theirs}}}",
+			name: "kuberay", values: "{platform: {kuberay: {rayVersion: 2.60.0, shared: {cluster: theirs}}}, control: {pod: {spec: {tolerations: [{operator: Exists}], securityContext: {runAsUser: 7}}}}}",
 			want: []want{
 				{"Fleet/default", "spec platform", "kuberay:\n  rayVersion: 2.60.0\n  shared:\n    cluster: theirs"},
 				{"Role/mobula-control", "rules 7 resources", "- rayclusters"},
 				{"Role/mobula-control", "rules 9 resourceNames", "- theirs"},
 				{"Pod/mobula-uninstall", "metadata annotations helm.sh/hook", "pre-delete"},
+				{"Pod/mobula-uninstall", "spec tolerations", "- operator: Exists"},
+				{"Pod/mobula-uninstall", "spec securityContext runAsUser", "7"},
+				{"Pod/mobula-uninstall", "spec securityContext runAsNonRoot", "true"},
 			},
 		},
 		{
@@ -116,16 +120,16 @@ func routerCases() []valueCase {
 			name: "router's defaults", values: "{}",
 			want: []want{
 				{router, "spec strategy", "rollingUpdate:\n  maxSurge: 1\n  maxUnavailable: 0\ntype: RollingUpdate"},
-				{router, container + "args", "- router\n- --kubernetes\n- --namespace=llm\n- --fleet=default\n- --control-secret=mobula-control"},
+				{router, container + "args", "- router\n- --kubernetes\n- --namespace=llm\n- --fleet=default\n- --control-secret=mobula-router"},
 				{router, container + "readinessProbe httpGet path", "/ready"},
 				{router, container + "livenessProbe httpGet path", "/health"},
 				{router, container + "env 2", "name: GOMEMLIMIT\nvalue: 921MiB"},
 				{router, container + "resources", "limits:\n  memory: 1Gi\nrequests:\n  cpu: 500m\n  memory: 256Mi"},
 				{router, container + "securityContext", "allowPrivilegeEscalation: false\ncapabilities:\n  drop:\n  - ALL\nreadOnlyRootFilesystem: true"},
 				{router, "spec template spec securityContext runAsUser", "65532"},
-				{router, "spec template spec terminationGracePeriodSeconds", "50"},
+				{router, "spec template spec terminationGracePeriodSeconds", "320"},
 				{router, "spec template spec topologySpreadConstraints 0 topologyKey", "kubernetes.io/hostname"},
-				{"Role/mobula-router", "rules 3 resourceNames", "- mobula-control"},
+				{"Role/mobula-router", "rules 3 resourceNames", "- mobula-router"},
 				{"Role/mobula-router", "rules 3 verbs", "- get"},
 			},
 		},
@@ -133,6 +137,13 @@ func routerCases() []valueCase {
 			name: "no router", values: "{router: {enabled: false}, serviceMonitor: {enabled: true}, networkPolicy: {enabled: true}}",
 			absent: []string{router, "Service/mobula-router", "ServiceAccount/mobula-router", "Role/mobula-router", "ServiceMonitor/mobula-router", "NetworkPolicy/mobula-router", "Pod/mobula-test"},
 			want:   []want{{control, "", ""}},
+		},
+		{
+			name: "what helm test asks", values: "{router: {testModel: b, pod: {spec: {nodeSelector: {a: b}}}}, models: [{name: a, replicas: 1}, {name: b, replicas: 1}]}",
+			want: []want{
+				{"Pod/mobula-test", "spec containers 0 args", "- chat\n- --url=http://mobula-router.llm.svc:80\n- --timeout=5m\n- --model=b\n- Say hello."},
+				{"Pod/mobula-test", "spec nodeSelector a", "b"},
+			},
 		},
 		{
 			name:   "images",
@@ -143,7 +154,7 @@ func routerCases() []valueCase {
 				{router, "spec template spec imagePullSecrets", "- name: p\n- name: q"},
 				{control, container + "image", "r/m@sha256:abc"},
 				{control, container + "imagePullPolicy", "Never"},
-				{control, container + "args 10", "--image=r/m@sha256:abc"},
+				{control, container + "args 11", "--image=r/m@sha256:abc"},
 			},
 		},
 		{

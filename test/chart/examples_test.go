@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mobula-serve/mobula"
+	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
 )
@@ -72,10 +73,36 @@ func requireFleet(t *testing.T, values string) {
 	require.NoError(t, err)
 }
 
-// The time that a router has to stop is worked out from the fleet's defaults, which the chart writes down again.
-func TestTheChartKnowsTheDrainsDefault(t *testing.T) {
+// The time that a router has to stop is worked out from its timeouts, which the chart has twice.
+func TestARouterHasTheTimeToDrain(t *testing.T) {
 	out, err := render(t, "{}")
 	require.NoError(t, err)
-	drain := time.Duration(mobula.Default().Router.Timeouts.Drain)
-	require.Equal(t, strconv.Itoa(int((drain+5*time.Second+15*time.Second)/time.Second)), text(t, at(out.Objects[router], "spec template spec terminationGracePeriodSeconds")))
+	sum := 15 * time.Second
+	for _, name := range []string{"drain", "lameduck"} {
+		d, err := time.ParseDuration(text(t, at(out.Objects["Fleet/default"], "spec router timeouts "+name)))
+		require.NoError(t, err)
+		sum += d
+	}
+	require.Equal(t, strconv.Itoa(int(sum/time.Second)), text(t, at(out.Objects[router], "spec template spec terminationGracePeriodSeconds")))
+}
+
+// What mobula apply writes is named by the same rule, so that one takes over from the other.
+func TestModelObjectsAreNamedAsMobulaApplyNamesThem(t *testing.T) {
+	for _, name := range []string{
+		"facebook/opt-125m", "--A..b--", "RedHatAI/DeepSeek-R1-Distill-Llama-70B-quantized.w4a16", "RedHatAI/DeepSeek-R1-Distill-Llama-70B-quantized.w8a8",
+		strings.Repeat("a", 50), strings.Repeat("a", 51), strings.Repeat("a", 40) + "/" + strings.Repeat("b", 20),
+	} {
+		out, err := render(t, "models: [{name: "+strconv.Quote(name)+"}]")
+		require.NoError(t, err)
+		require.Contains(t, out.Objects, "Model/"+resources.ObjectName(name), name)
+	}
+}
+
+// Names that YAML takes for numbers stay text.
+func TestAFleetMayBeNamedByANumber(t *testing.T) {
+	out, err := render(t, "{fleet: {name: '2'}, podMonitor: {enabled: true}}")
+	require.NoError(t, err)
+	require.Equal(t, "2", at(out.Objects["Fleet/2"], "metadata name"))
+	require.Equal(t, "2", at(out.Objects[router], "metadata labels mobula.dev/fleet"))
+	require.Equal(t, "2", at(out.Objects["PodMonitor/mobula-engines"], "spec selector matchLabels mobula.dev/fleet"))
 }

@@ -23,6 +23,7 @@ func TestNotesShowTheNextCommands(t *testing.T) {
 			"It makes no engines.", "kubectl get pods -l 'app=vllm,tier in (prod)' -n a", "kubectl get pods -l 'app=vllm,tier in (prod)' --all-namespaces", "kubectl get services -l 'x=y' -n llm",
 			forward, ask, "logs deploy/mobula-router",
 		}, []string{"There is no model yet", "get models"}},
+		{"a model that can't chat first", "{models: [{name: a, replicas: 1, engine: {args: [--runner, pooling]}}, {name: b, replicas: 1}]}", []string{`"model": "b"`}, nil},
 		{"models that nobody runs", "{models: [{name: a}]}", []string{"It makes no engines: no model has replicas"}, []string{"There is no model yet"}},
 		{"an Ingress", "{models: [{name: a, replicas: 1}], router: {ingress: {enabled: true, hosts: [x.example, y.example], tls: [{secretName: s}]}}}", []string{"curl https://x.example/v1/models"}, []string{forward}},
 		{"an Ingress without a certificate", "{router: {ingress: {enabled: true, hosts: [x.example]}}}", []string{"curl http://x.example/v1/models"}, []string{forward}},

@@ -55,6 +55,7 @@ func refusedCases() map[string]refused {
 		"an alert that isn't":               {"alerts: {enabled: true, disabled: [Nope]}", "there is no alert Nope"},
 		"a chart in the chart":              {"kube-prometheus-stack: {enabled: true}", "kube-prometheus-stack"},
 		"an adapter in the chart":           {"prometheus-adapter: {enabled: true}", "prometheus-adapter"},
+		"no account for the control plane":  {"serviceAccount: {create: false, routerName: r}", "serviceAccount.controlName: required with serviceAccount.create false"},
 		"a kind of alerts that isn't":       {"alerts: {enabled: true, kind: Secret}", "kind"},
 	}
 }

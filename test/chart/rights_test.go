@@ -84,7 +84,7 @@ func TestTheControlPlaneMayDoWhatItHasTo(t *testing.T) {
 				want[key] = slices.Compact(want[key])
 			}
 			require.Empty(t, cmp.Diff(want, rights(roleOf(t, out, "Role/mobula-control"))))
-			require.Empty(t, cmp.Diff(rights(kubernetes.NodeRules()), rights(roleOf(t, out, "ClusterRole/llm-mobula-nodes"))))
+			require.Empty(t, cmp.Diff(rights(kubernetes.NodeRules()), rights(roleOf(t, out, "ClusterRole/llm:mobula:nodes"))))
 		})
 	}
 }
@@ -92,11 +92,11 @@ func TestTheControlPlaneMayDoWhatItHasTo(t *testing.T) {
 func TestTheRouterOnlyReads(t *testing.T) {
 	out, err := render(t, "platform: {kuberay: {kubernetes: {discover: [{selector: a=b, namespaces: ['*']}]}}}")
 	require.NoError(t, err)
-	for _, key := range []string{"Role/mobula-router", "ClusterRole/llm-mobula-discover"} {
+	for _, key := range []string{"Role/mobula-router", "ClusterRole/llm:mobula:discover"} {
 		for _, rule := range roleOf(t, out, key) {
 			require.Subset(t, []string{"get", "list", "watch"}, rule.Verbs, key)
 			if slices.Contains(rule.Resources, "secrets") {
-				require.Equal(t, []string{"mobula-control"}, rule.ResourceNames)
+				require.Equal(t, []string{"mobula-router"}, rule.ResourceNames, "not mobula-control: whoever has that may do all")
 			}
 		}
 	}

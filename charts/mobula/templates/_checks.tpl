@@ -72,6 +72,9 @@
 {{- range list "kube-prometheus-stack" "prometheus-adapter" -}}
 {{- if index $.Values . }}{{ fail (printf "%s: the chart has no sub-charts: install %s beside it with values of its own (examples/kubernetes/README.md)" . .) }}{{ end -}}
 {{- end -}}
+{{- range list "router" "control" -}}
+{{- if and (index $.Values .).enabled (not $.Values.serviceAccount.create) (not (index $.Values.serviceAccount (printf "%sName" .))) }}{{ fail (printf "serviceAccount.%sName: required with serviceAccount.create false: without a name the account default, and with it each pod of the namespace, would have the rights of mobula %s" . .) }}{{ end -}}
+{{- end -}}
 {{- if and (not .Values.router.enabled) (not .Values.control.enabled) }}{{ fail "router.enabled, control.enabled: both are off: nothing would run" }}{{ end -}}
 {{- range list "cacheServer" "lmcache" -}}
 {{- if and (index $.Values .).enabled (not (include "mobula.lmcacheImage" (list $ .))) }}{{ fail (printf "%s.image: name an image with LMCache, of the engines' version: set repository and tag, or platform.kubernetes.pods.image" .) }}{{ end -}}

@@ -31,11 +31,23 @@
 {{- end }}
 {{- end }}
 
+{{/* The model to try: the first whose engines are made and that isn't a pooling model, if there is one. */}}
+{{- define "mobula.chatModel" -}}
+{{- $names := list -}}
+{{- range .Values.models -}}
+{{- if not (or (kindIs "invalid" .replicas) (contains "pooling" (join " " (.engine | default dict).args))) }}{{ $names = append $names .name }}{{ end -}}
+{{- end -}}
+{{- .Values.router.testModel | default (first (append $names "")) -}}
+{{- end }}
+
 {{/* helm test: whether a model answers through the router. */}}
 {{- define "mobula.testArgs" -}}
 - chat
 - --url=http://{{ include "mobula.fullname" . }}-router.{{ .Release.Namespace }}.svc:{{ .Values.router.service.port | int }}
 - --timeout=5m
+{{- with include "mobula.chatModel" . }}
+- --model={{ . }}
+{{- end }}
 - Say hello.
 {{- end }}
 

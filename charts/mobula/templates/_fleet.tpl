@@ -20,7 +20,7 @@
 {{- end -}}
 {{- $_ := set $spec "platform" $platform -}}
 {{- $router := $spec.router | default dict -}}
-{{- $timeouts := merge ($router.timeouts | default dict) (dict "lameduck" "5s") -}}
+{{- $timeouts := merge ($router.timeouts | default dict) (dict "lameduck" "5s" "drain" "5m") -}}
 {{- $_ := set $router "timeouts" $timeouts -}}
 {{- $_ := set $spec "router" $router -}}
 {{- toYaml $spec -}}
@@ -39,7 +39,7 @@
 {{/* Seconds that a router takes to stop at most. */}}
 {{- define "mobula.drainTime" -}}
 {{- $timeouts := ((.Values.fleet.router | default dict).timeouts | default dict) -}}
-{{- add (include "mobula.seconds" ($timeouts.drain | default "30s")) (include "mobula.seconds" (get $timeouts "lameduck" | default "5s")) -}}
+{{- add (include "mobula.seconds" ($timeouts.drain | default "5m")) (include "mobula.seconds" (get $timeouts "lameduck" | default "5s")) -}}
 {{- end }}
 
 {{- define "mobula.grace" -}}
@@ -47,8 +47,12 @@
 {{- if kindIs "invalid" $own }}{{ add (include "mobula.drainTime" .) 15 }}{{ else }}{{ int $own }}{{ end -}}
 {{- end }}
 
-{{/* A model's name as the name of its object. */}}
-{{- define "mobula.slug" -}}{{ regexReplaceAllLiteral "[^a-z0-9]+" (lower .) "-" | trunc 50 | trimAll "-" }}{{- end }}
+{{/* A model's name as the name of its object: mobula apply has the same rule (adapters/kubernetes/resources, ObjectName). */}}
+{{- define "mobula.slug" -}}
+{{- $name := regexReplaceAllLiteral "[^a-z0-9]+" (lower .) "-" | trimAll "-" -}}
+{{- if gt (len $name) 50 }}{{ $name = printf "%s-%s" ($name | trunc 41 | trimSuffix "-") (sha256sum . | trunc 8) }}{{ end -}}
+{{- $name -}}
+{{- end }}
 
 {{/* replicas of a fleet file as replicas or range of a Model. */}}
 {{- define "mobula.replicas" -}}

@@ -15,8 +15,8 @@
 {{/* Labels by which pods are selected. Call with list ROOT COMPONENT. */}}
 {{- define "mobula.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "mobula.chart" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "mobula.chart" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -27,7 +27,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 app.kubernetes.io/part-of: mobula
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name ($root.Chart.Version | replace "+" "_") }}
-mobula.dev/fleet: {{ include "mobula.fleet" $root }}
+mobula.dev/fleet: {{ include "mobula.fleet" $root | quote }}
 {{- end }}
 
 {{/* metadata of an object: list ROOT COMPONENT NAME [LABELS [ANNOTATIONS]]. */}}
@@ -37,7 +37,7 @@ mobula.dev/fleet: {{ include "mobula.fleet" $root }}
 {{- $annotations := deepCopy ($root.Values.commonAnnotations | default dict) -}}
 {{- if gt (len .) 3 }}{{ $labels = mergeOverwrite $labels (index . 3 | default dict) }}{{ end -}}
 {{- if gt (len .) 4 }}{{ $annotations = mergeOverwrite $annotations (index . 4 | default dict) }}{{ end -}}
-name: {{ index . 2 }}
+name: {{ index . 2 | quote }}
 namespace: {{ $root.Release.Namespace }}
 labels:
   {{- toYaml (merge $labels ($root.Values.commonLabels | default dict)) | nindent 2 }}
@@ -50,8 +50,7 @@ annotations:
 {{- define "mobula.account" -}}
 {{- $root := index . 0 -}}{{- $component := index . 1 -}}
 {{- $accounts := $root.Values.serviceAccount -}}
-{{- $own := ternary (printf "%s-%s" (include "mobula.fullname" $root) $component) "default" $accounts.create -}}
-{{- index $accounts (printf "%sName" $component) | default $own -}}
+{{- index $accounts (printf "%sName" $component) | default (printf "%s-%s" (include "mobula.fullname" $root) $component) -}}
 {{- end }}
 
 {{/* The reference of an image: dict root image (repository, tag, digest). */}}

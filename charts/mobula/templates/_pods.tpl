@@ -19,6 +19,12 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* Those of pods that run the engines' image: ROOT. */}}
+{{- define "mobula.enginePullSecrets" -}}
+{{- $pods := (include "mobula.kubernetes" . | fromYaml).pods | default dict -}}
+{{- include "mobula.pullSecrets" (concat .Values.image.pullSecrets ($pods.pullSecrets | default list)) -}}
+{{- end }}
+
 {{- define "mobula.pullSecrets" -}}
 {{- with . }}
 imagePullSecrets:
@@ -50,6 +56,13 @@ imagePullSecrets:
 {{- if hasKey ($overlay.spec | default dict) . }}{{ fail (printf "%s.spec.%s would take the place of the chart's own: use the values beside %s, such as extraArgs" $path . $path) }}{{ end -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite (index . 0 | fromYaml) (deepCopy $overlay)) -}}
+{{- end }}
+
+{{/* The spec of a hook's pod, placed as a component's pods are: list SPEC(YAML) COMPONENT-VALUES. */}}
+{{- define "mobula.placed" -}}
+{{- $spec := (index . 1).pod.spec | default dict -}}
+{{- $placing := pick $spec "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" "securityContext" -}}
+{{- toYaml (mergeOverwrite (index . 0 | fromYaml) (deepCopy $placing)) -}}
 {{- end }}
 
 {{/* Nine tenths of a container's memory limit in MiB, for Go's garbage collector; empty without a limit. */}}
