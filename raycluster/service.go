@@ -41,7 +41,7 @@ func Service(e kube.Engine, replicas mobula.Range) (*rayv1.RayService, error) {
 	}
 	return &rayv1.RayService{
 		TypeMeta:   typeMeta("RayService"),
-		ObjectMeta: owned(e, ""),
+		ObjectMeta: called(e, ""),
 		Spec:       rayv1.RayServiceSpec{ServeConfigV2: config, RayClusterSpec: *cluster},
 	}, nil
 }
@@ -68,7 +68,7 @@ func WarmUp(e kube.Engine) (*rayv1.RayJob, error) {
 	}
 	return &rayv1.RayJob{
 		TypeMeta:   typeMeta("RayJob"),
-		ObjectMeta: owned(e, "warm"),
+		ObjectMeta: called(e, "warm"),
 		Spec: rayv1.RayJobSpec{
 			Entrypoint:               "python3 -c " + quote("import sys, huggingface_hub as h; print(h.snapshot_download(sys.argv[1]))") + " " + quote(from),
 			RayClusterSpec:           cluster,
@@ -114,25 +114,26 @@ func plainCluster(e kube.Engine, k mobula.KubeRay, least, most int) (*rayv1.RayC
 	return spec, nil
 }
 
-// asKubeRayHasIt leaves command and probes to KubeRay. The pods are no engines of ours.
+// asKubeRayHasIt leaves command and probes to KubeRay. The pods are no engines of ours, and no control plane is to take them for its own.
 func asKubeRayHasIt(pod *corev1.PodTemplateSpec) {
 	c := engineOf(pod)
 	c.Command, c.Args, c.StartupProbe, c.ReadinessProbe, c.LivenessProbe = nil, nil, nil, nil, nil
-	for _, label := range []string{kube.LabelReplica, kube.LabelServes, kube.LabelRevision, kube.LabelFleet} {
+	for _, label := range []string{kube.LabelManagedBy, kube.LabelReplica, kube.LabelServes, kube.LabelRevision, kube.LabelFleet} {
 		delete(pod.Labels, label)
 	}
 	pod.Labels[kube.LabelName] = "ray"
 }
 
-// owned gives name and labels of what is made for a model, not for a revision.
-func owned(e kube.Engine, suffix string) metav1.ObjectMeta {
+// called gives name and labels of what is made for a model, not for a revision. KubeRay copies the labels to the RayCluster that it
+// makes, which a control plane would take for its own and delete if it were said to be managed by Mobula.
+func called(e kube.Engine, suffix string) metav1.ObjectMeta {
 	name := kube.Label(e.Model.Name)
 	if suffix != "" {
 		name += "-" + suffix
 	}
 	return metav1.ObjectMeta{
 		Name:        fitting(name, maxOwnerName),
-		Labels:      map[string]string{kube.LabelManagedBy: kube.ManagedBy, kube.LabelModel: kube.Label(e.Model.Name)},
+		Labels:      map[string]string{kube.LabelModel: kube.Label(e.Model.Name)},
 		Annotations: map[string]string{kube.AnnotationModel: e.Model.Name},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	rayv1 "github.com/ray-project/kuberay/ray-operator/apis/ray/v1"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -30,6 +31,27 @@ func TestWarmUp(t *testing.T) {
 	job, err := WarmUp(bigModel())
 	require.NoError(t, err)
 	golden(t, "warmup.yaml", job)
+}
+
+// A control plane deletes what is labelled as managed by Mobula and has no record. KubeRay copies labels of a RayService and a RayJob to
+// the RayCluster that it makes, and those of a template to its pods.
+func TestAControlPlaneLeavesWhatPeopleApplyAlone(t *testing.T) {
+	service, err := Service(bigModel(), mobula.Range{Min: 1, Max: 2})
+	require.NoError(t, err)
+	job, err := WarmUp(bigModel())
+	require.NoError(t, err)
+	labels := []map[string]string{service.Labels, job.Labels}
+	for _, spec := range []*rayv1.RayClusterSpec{&service.Spec.RayClusterSpec, job.Spec.RayClusterSpec} {
+		labels = append(labels, spec.HeadGroupSpec.Template.Labels)
+		for _, g := range spec.WorkerGroupSpecs {
+			labels = append(labels, g.Template.Labels)
+		}
+	}
+	require.Len(t, labels, 5)
+	for _, l := range labels {
+		require.Equal(t, "llama", l[kube.LabelModel])
+		require.NotContains(t, l, kube.LabelManagedBy)
+	}
 }
 
 func TestWarmUpHasNothingToDo(t *testing.T) {
