@@ -93,6 +93,7 @@ type Cluster struct {
 	link      *link   // nil while nothing is configured
 	keeper    *keeper // of link, nil while Run does not run
 	discovery *Discovery
+	fleets    map[string]bool // that were configured or asked for over this connection: whether they still are. Others belong to other control planes
 	records   map[string]map[string]*record
 	statuses  map[string][]mobula.Replica     // by group
 	gaps      map[string]map[string]time.Time // pods that are missing, by group and name: since when
@@ -126,7 +127,7 @@ func New(o Options) (*Cluster, error) {
 	}
 	c := &Cluster{
 		options: o, workloads: map[string]kube.Workload{}, log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), now: o.Now,
-		seed: maphash.MakeSeed(), anew: make(chan struct{}, 1), served: adapters.NewInMemory(), known: make(chan struct{}), records: map[string]map[string]*record{}, statuses: map[string][]mobula.Replica{},
+		seed: maphash.MakeSeed(), anew: make(chan struct{}, 1), served: adapters.NewInMemory(), known: make(chan struct{}), fleets: map[string]bool{}, records: map[string]map[string]*record{}, statuses: map[string][]mobula.Replica{},
 		gaps: map[string]map[string]time.Time{}, stuck: map[string]map[string]time.Time{}, troubles: map[string]string{}, changed: make(chan struct{}),
 	}
 	for _, w := range o.Workloads {
@@ -283,6 +284,13 @@ func (c *Cluster) of(group string) []*record {
 	}
 	slices.SortFunc(all, func(a, b *record) int { return strings.Compare(a.Base, b.Base) })
 	return all
+}
+
+// ours tells whether a group is of a fleet that is looked after here.
+func (c *Cluster) ours(group string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fleets[fleetOf(group)]
 }
 
 // live gives the record of what is asked for under a key, nil for nothing.

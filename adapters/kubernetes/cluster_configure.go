@@ -74,8 +74,15 @@ func (c *Cluster) Configure(ctx context.Context, fleet string, p mobula.Platform
 // sections are those that matter here.
 func sections(p mobula.Platform) [2]any { return [2]any{p.Kubernetes, p.KubeRay} }
 
-// holds tells whether anything is asked for, or still on its way out. c.mu is held.
-func (c *Cluster) holds() bool { return len(c.records) > 0 }
+// holds tells whether anything is asked for of our fleets, or still on its way out. c.mu is held.
+func (c *Cluster) holds() bool {
+	for group := range c.records {
+		if _, known := c.fleets[fleetOf(group)]; known {
+			return true
+		}
+	}
+	return false
+}
 
 func (c *Cluster) connect(k mobula.Kubernetes) (*Connection, error) {
 	if c.options.Client == nil {
@@ -96,12 +103,19 @@ func (c *Cluster) use(l *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.link == nil || l == nil || !c.link.same(l.Connection) {
+		clear(c.fleets)
 		clear(c.records)
 		clear(c.statuses)
 		clear(c.gaps)
 		clear(c.stuck)
 		clear(c.troubles)
 		c.notes = nil
+	}
+	for fleet := range c.fleets {
+		c.fleets[fleet] = false
+	}
+	if l != nil {
+		c.fleets[l.fleet] = true
 	}
 	c.link = l
 	c.tell()

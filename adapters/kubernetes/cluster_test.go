@@ -51,13 +51,18 @@ func newLab(tb testing.TB, o kubetest.Options, more ...func(*Options)) *lab {
 // start makes a Cluster over what there is and configures it.
 func (l *lab) start() {
 	l.t.Helper()
+	l.startAs(testFleet)
+}
+
+func (l *lab) startAs(fleet string) {
+	l.t.Helper()
 	c, err := New(l.options)
 	require.NoError(l.t, err)
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends with stop
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = c.Run(ctx) })
 	l.Cluster, l.stop = c, func() { cancel(); wg.Wait() }
-	require.NoError(l.t, c.Configure(ctx, testFleet, onKubernetes(), false))
+	require.NoError(l.t, c.Configure(ctx, fleet, onKubernetes(), false))
 }
 
 // restart ends the Cluster as a kill would.

@@ -44,6 +44,9 @@ func (c *Cluster) Apply(ctx context.Context, d adapters.Deployment) error {
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.fleets[d.Fleet] = true
+	c.mu.Unlock()
 	lock := c.lock(d.Key)
 	lock.Lock()
 	defer lock.Unlock()
@@ -372,7 +375,7 @@ func (c *Cluster) Status(ctx context.Context, fleet string) ([]mobula.Replica, e
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for group, some := range c.statuses {
-		if of, _, _ := strings.Cut(group, "/"); of != fleet {
+		if fleetOf(group) != fleet {
 			continue
 		}
 		for _, r := range some {

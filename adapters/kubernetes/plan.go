@@ -185,17 +185,26 @@ func (p *planner) clear(r *record) {
 }
 
 // recordOf finds the record that a pod is of, nil for none.
-func (p *planner) recordOf(pod *corev1.Pod) *record {
-	if base := pod.Labels[labelRecord]; base != "" {
-		return p.bases[base]
-	}
-	id := pod.Labels[kube.LabelReplica]
-	for _, r := range p.records {
-		if id != "" && (slices.Contains(r.Names, id) || slices.Contains(r.Victims, id)) {
+func (s *situation) recordOf(pod *corev1.Pod) *record {
+	base, id := pod.Labels[labelRecord], pod.Labels[kube.LabelReplica]
+	for _, r := range s.records {
+		if base == r.Base || base == "" && id != "" && (slices.Contains(r.Names, id) || slices.Contains(r.Victims, id)) {
 			return r
 		}
 	}
 	return nil
+}
+
+// former leaves only what was removed, and what all of the model share if nothing else is asked for.
+func (s *situation) former() {
+	all := len(s.records)
+	s.records = slices.DeleteFunc(s.records, func(r *record) bool { return !r.Removed })
+	shared := len(s.records) == all
+	s.objects = slices.DeleteFunc(s.objects, func(o *unstructured.Unstructured) bool {
+		base := o.GetLabels()[labelRecord]
+		return (base != "" || !shared) && !slices.ContainsFunc(s.records, func(r *record) bool { return r.Base == base })
+	})
+	s.pods = slices.DeleteFunc(s.pods, func(pod *corev1.Pod) bool { return s.recordOf(pod) == nil })
 }
 
 // drop deletes an object unless it is being deleted.

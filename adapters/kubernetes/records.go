@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -72,6 +73,11 @@ func (r *record) name() string { return recordPrefix + r.Base }
 func (r *record) group() string { return groupOf(r.Key.Fleet, kube.Label(r.Key.Model)) }
 
 func groupOf(fleet, modelLabel string) string { return fleet + "/" + modelLabel }
+
+func fleetOf(group string) string {
+	fleet, _, _ := strings.Cut(group, "/")
+	return fleet
+}
 
 // engine is what its objects are made from.
 func (r *record) engine() kube.Engine {

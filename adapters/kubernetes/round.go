@@ -152,7 +152,8 @@ func (s *keeper) first(ctx context.Context) bool {
 	return true
 }
 
-// groups are those of which there is anything.
+// groups are those of which there is anything. Those of other fleets are passed over, but for what was removed: it may be of
+// a former fleet of ours, which nobody else ends, and to end it twice does no harm.
 func (s *keeper) groups() []string {
 	all := map[string]bool{}
 	s.mu.Lock()
@@ -165,7 +166,7 @@ func (s *keeper) groups() []string {
 			all[groupByLabels(o)] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(all))
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(all)), func(group string) bool { return !s.ours(group) && !anyRemoved(s.of(group)) })
 }
 
 // again has each group be looked at now and then.
@@ -363,7 +364,11 @@ func (p *pace) rest(now time.Time) time.Duration {
 	return least
 }
 
-// situation is what the plan for a group follows from.
+func anyRemoved(all []*record) bool {
+	return slices.ContainsFunc(all, func(r *record) bool { return r.Removed })
+}
+
+// situation is what the plan for a group follows from. Of other fleets it has only what was removed.
 func (s *keeper) situation(group string, p *pace) *situation {
 	in := &situation{
 		now: s.now(), records: s.of(group), shape: s.shape, render: s.render, budget: s.budget,
@@ -376,6 +381,11 @@ func (s *keeper) situation(group string, p *pace) *situation {
 		stored: func(base string) bool { return s.maps.get(recordPrefix+base) != nil },
 		held:   func(id ident) bool { return p.held(id, s.now()) },
 	}
+	ours := s.ours(group)
+	if !ours && !anyRemoved(in.records) {
+		in.records = nil
+		return in
+	}
 	for _, o := range s.pods.of(group) {
 		in.pods = append(in.pods, o.(*corev1.Pod)) //nolint:forcetypeassert // the watch is of pods
 	}
@@ -383,6 +393,10 @@ func (s *keeper) situation(group string, p *pace) *situation {
 		for _, o := range s.objects[gvr].of(group) {
 			in.objects = append(in.objects, o.(*unstructured.Unstructured)) //nolint:forcetypeassert // the watch is dynamic
 		}
+	}
+	if !ours {
+		in.former() // its model's own object, which is asked for by name, may be that of another fleet's
+		return in
 	}
 	if len(in.records) > 0 {
 		in.owner = s.options.Owner(in.records[0].Key.Model)
