@@ -210,3 +210,14 @@ func TestDroppedWatchesAndExpiredVersionsLoseNothing(t *testing.T) {
 		require.Contains(t, now, id)
 	}
 }
+
+func TestAnEngineBesideASidecarIsReady(t *testing.T) {
+	l := newLab(t, kubetest.Options{})
+	d := deployment("chat", "r1", 1)
+	d.Model.Kubernetes.Pod = map[string]any{"spec": map[string]any{"initContainers": []any{
+		map[string]any{"name": "proxy", "image": "proxy:1", "restartPolicy": "Always"},
+	}}}
+	l.apply(d)
+	id := l.ready(1)[0]
+	require.NotNil(t, l.cube.Pod(testSpace, id).Status.InitContainerStatuses[0].State.Running)
+}
