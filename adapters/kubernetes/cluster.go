@@ -216,13 +216,13 @@ func (c *Cluster) reach(ctx context.Context) (*keeper, error) {
 		switch {
 		case l == nil:
 			return nil, unavailable(errNone)
-		case s != nil && s.looked.Load():
+		case s != nil && s.link == l && s.looked.Load():
 			return s, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			if s != nil {
+			if s != nil && s.link == l {
 				if err := s.away(0); err != nil {
 					return nil, unavailable(err)
 				}

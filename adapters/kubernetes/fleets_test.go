@@ -218,3 +218,22 @@ func TestWhatIsLeftOfAFormerFleet(t *testing.T) {
 		require.Equal(t, "p1", in.pods[0].Name)
 	}
 }
+
+func TestWhatIsAskedForAfterAChangeOfNamespaceIsInTheNewOne(t *testing.T) {
+	const next = "others"
+	l := newLab(t, kubetest.Options{Namespaces: []string{next}})
+	d := deployment("chat", "r1", 1)
+	l.apply(d)
+	l.ready(1)
+	require.NoError(t, l.Remove(t.Context(), d.Key))
+	records := func(namespace string) int { return len(l.cube.Objects("configmaps", namespace, labelRecord)) }
+	for i, to := range []string{next, testSpace, next, testSpace, next} {
+		p := onKubernetes()
+		p.Kubernetes.Namespace = to
+		l.await("nothing is held any more", func() bool { return l.Configure(t.Context(), testFleet, p, false) == nil })
+		l.apply(d) // at once
+		require.Equal(t, 1, records(to), i)
+		require.Equal(t, 1, records(next)+records(testSpace), i)
+		require.NoError(t, l.Remove(t.Context(), d.Key))
+	}
+}
