@@ -199,15 +199,7 @@ func TestAClaimThatMayNotBeMadeIsToldAndTriedAgain(t *testing.T) {
 func TestWhatIsNotOursIsNotTakenOver(t *testing.T) {
 	l := newLab(t, kubetest.Options{})
 	deployments := l.cube.Client().AppsV1().Deployments(testSpace)
-	labels := map[string]string{"app": "theirs"}
-	theirs, err := deployments.Create(t.Context(), &appsv1.Deployment{
-		ObjectMeta: metav1.ObjectMeta{Name: kube.Name("chat", "r1")},
-		Spec: appsv1.DeploymentSpec{
-			Replicas: new(int32(0)), Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "engine", Image: "theirs"}}}},
-		},
-	}, metav1.CreateOptions{FieldManager: "somebody"})
-	require.NoError(t, err)
+	theirs := l.takeName("r1")
 	l.apply(deployment("chat", "r1", 1))
 	l.told("not Mobula's: delete or rename it")
 	there, err := deployments.Get(t.Context(), theirs.Name, metav1.GetOptions{})

@@ -54,8 +54,8 @@ type actions struct {
 	adopt   []*record // to be written with the model's owner
 	resize  []*record // to name those who go: there are more than were seen when it was written
 	apply   []*unstructured.Unstructured
-	patch   []objectPatch
 	marks   []podPatch
+	patch   []objectPatch
 	kill    []podKill
 	remove  []*unstructured.Unstructured
 	forget  []*record

@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -52,7 +51,7 @@ type keeper struct {
 	looked atomic.Bool // all watches have shown what there is, and Status tells of it
 
 	memo   sync.Mutex
-	shapes map[[2]string][]ident // by record and replica
+	shapes map[string]map[string][]ident // by record and replica
 }
 
 // pace is what keeps a group from being looked at too soon.
@@ -60,7 +59,7 @@ type pace struct {
 	awaited []awaited
 	until   time.Time
 	fights  map[ident]fight
-	claim   types.UID // of the record whose model's claim was made
+	claimed []types.UID // of the records for which the model's claim was made
 }
 
 // awaited is a write that the watches have not shown yet: a version, or that an object is gone, or goes within a grace period.
@@ -80,7 +79,7 @@ type fight struct {
 
 func newKeeper(c *Cluster, l *link) *keeper {
 	s := &keeper{
-		Cluster: c, link: l, crashes: newCrashes(), objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[[2]string][]ident{},
+		Cluster: c, link: l, crashes: newCrashes(), objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[string]map[string][]ident{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
 	}
 	ours := labels.Set{kube.LabelManagedBy: kube.ManagedBy}.String() + "," + kube.LabelModel
@@ -215,6 +214,7 @@ func (s *keeper) recordTouched(o metav1.Object, gone bool) {
 	base := m.Labels[labelRecord]
 	if gone {
 		s.unlearn(groupByLabels(m), base, m.UID)
+		s.forgetShapes(base)
 	} else if r, err := readRecord(m); err != nil {
 		s.log.Error("a record can't be read", "error", err)
 	} else {
@@ -253,9 +253,10 @@ func (s *keeper) look(ctx context.Context, group string) {
 		s.log.Warn("somebody else has changed an object", "problem", b.text)
 	}
 	done := s.perform(ctx, situation, &todo, &p)
-	s.told(situation, &todo, done)
+	s.told(situation, &todo)
 	s.setPace(group, p)
-	s.outcome(ctx, group, errors.Join(err, done))
+	s.keepShapes(situation.records)
+	s.outcome(ctx, group, lasting(err, done))
 	if wait := p.rest(s.now()); wait > 0 {
 		s.queue.AddAfter(group, wait)
 	}
@@ -296,7 +297,7 @@ func (s *keeper) paceOf(group string) pace {
 	s.paceLock.Lock()
 	defer s.paceLock.Unlock()
 	p := s.pace[group]
-	p.awaited = slices.Clone(p.awaited)
+	p.awaited, p.claimed = slices.Clone(p.awaited), slices.Clone(p.claimed)
 	if p.fights = maps.Clone(p.fights); p.fights == nil {
 		p.fights = map[ident]fight{}
 	}
@@ -306,7 +307,7 @@ func (s *keeper) paceOf(group string) pace {
 func (s *keeper) setPace(group string, p pace) {
 	s.paceLock.Lock()
 	defer s.paceLock.Unlock()
-	if len(p.awaited) == 0 && len(p.fights) == 0 && p.claim == "" {
+	if len(p.awaited) == 0 && len(p.fights) == 0 && len(p.claimed) == 0 {
 		delete(s.pace, group)
 	} else {
 		s.pace[group] = p
@@ -406,9 +407,8 @@ func (s *keeper) situation(group string, p *pace) *situation {
 
 // shape names what render gives.
 func (s *keeper) shape(r *record, replica string) ([]ident, error) {
-	key := [2]string{r.Base, replica}
 	s.memo.Lock()
-	all, ok := s.shapes[key]
+	all, ok := s.shapes[r.Base][replica]
 	s.memo.Unlock()
 	if ok {
 		return all, nil
@@ -421,7 +421,10 @@ func (s *keeper) shape(r *record, replica string) ([]ident, error) {
 		all = append(all, ident{o.GetKind(), o.GetName()})
 	}
 	s.memo.Lock()
-	s.shapes[key] = all
+	if s.shapes[r.Base] == nil {
+		s.shapes[r.Base] = map[string][]ident{}
+	}
+	s.shapes[r.Base][replica] = all
 	s.memo.Unlock()
 	return all, nil
 }
@@ -499,11 +502,22 @@ func (s *keeper) budget(r *record) (*unstructured.Unstructured, error) {
 func (s *keeper) forgetShapes(base string) {
 	s.memo.Lock()
 	defer s.memo.Unlock()
-	maps.DeleteFunc(s.shapes, func(key [2]string, _ []ident) bool { return key[0] == base })
+	delete(s.shapes, base)
+}
+
+// keepShapes forgets those of replicas that records have no longer.
+func (s *keeper) keepShapes(all []*record) {
+	s.memo.Lock()
+	defer s.memo.Unlock()
+	for _, r := range all {
+		maps.DeleteFunc(s.shapes[r.Base], func(id string, _ []ident) bool {
+			return id != "" && !slices.Contains(r.Names, id) && !slices.Contains(r.Victims, id)
+		})
+	}
 }
 
 // told tells people what was done that nobody has asked for.
-func (s *keeper) told(in *situation, todo *actions, err error) {
+func (s *keeper) told(in *situation, todo *actions) {
 	if s.options.Tell == nil || len(in.records) == 0 {
 		s.noted(todo.putBack)
 		return
@@ -511,9 +525,6 @@ func (s *keeper) told(in *situation, todo *actions, err error) {
 	model := in.records[0].Key.Model
 	for _, b := range todo.putBack {
 		s.options.Tell(Event{Model: model, Warning: true, Reason: "PutBack", Message: b.text})
-	}
-	if err != nil {
-		return // it is done again
 	}
 	pods := map[string][]string{}
 	for _, k := range todo.kill {

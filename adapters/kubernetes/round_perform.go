@@ -13,52 +13,125 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/mobula-serve/mobula/adapters"
 	"github.com/mobula-serve/mobula/kube"
 )
 
 // errForeign is of an object whose name is needed.
 var errForeign = errors.New("one of that name is in the namespace that is not Mobula's")
 
-// perform does what was planned, in order, up to the first error. What could not be done is planned again.
+// step is one thing to do for a model.
+type step struct {
+	base string // of the record that it is for, empty for what all revisions share
+	// stops tells of one that what follows for the same record relies on: once it has failed, the rest of that is planned again.
+	stops bool
+	do    func(context.Context) error
+}
+
+// perform does what was planned, in order. What fails keeps nothing else from being done, unless the cluster can't be asked at all: it is
+// planned again. In todo it leaves of the pods those that were deleted.
 func (s *keeper) perform(ctx context.Context, in *situation, todo *actions, p *pace) error {
-	for _, r := range todo.adopt {
-		if err := s.change(ctx, r, func(next *record) bool { next.owner = in.owner; return true }); err != nil {
-			return err
+	var failed []error
+	stopped := map[string]bool{}
+	for _, x := range s.steps(in, todo, p) {
+		if stopped[x.base] {
+			continue
 		}
+		err := inTime(ctx, x.do)
+		if err == nil {
+			continue
+		}
+		failed = append(failed, err)
+		if ctx.Err() != nil || errors.Is(err, adapters.ErrUnavailable) {
+			break
+		}
+		stopped[x.base] = x.stops
+	}
+	return lasting(failed...)
+}
+
+// steps are what perform does.
+func (s *keeper) steps(in *situation, todo *actions, p *pace) []step {
+	var all []step
+	for _, r := range todo.adopt {
+		all = append(all, step{r.Base, true, func(ctx context.Context) error {
+			return s.change(ctx, r, func(next *record) bool { next.owner = in.owner; return true })
+		}})
 	}
 	for _, r := range todo.resize {
-		if err := s.change(ctx, r, func(next *record) bool { s.resize(next); return !slices.Equal(next.Victims, r.Victims) }); err != nil {
-			return err
+		all = append(all, step{r.Base, true, func(ctx context.Context) error {
+			return s.change(ctx, r, func(next *record) bool { s.resize(next); return !slices.Equal(next.Victims, r.Victims) })
+		}})
+	}
+	p.claimed = slices.DeleteFunc(p.claimed, func(uid types.UID) bool {
+		return !slices.ContainsFunc(in.records, func(r *record) bool { return r.uid == uid })
+	})
+	for _, r := range in.records {
+		if !r.Removed && !slices.Contains(p.claimed, r.uid) {
+			all = append(all, step{r.Base, true, func(ctx context.Context) error { return s.claim(ctx, r, p) }})
 		}
 	}
-	if err := s.claim(ctx, in, p); err != nil {
-		return err
-	}
-	steps := []func(context.Context) error{}
 	for _, o := range todo.apply {
-		steps = append(steps, func(ctx context.Context) error { return s.apply(ctx, o, p) })
-	}
-	for _, patch := range todo.patch {
-		steps = append(steps, func(ctx context.Context) error { return s.patch(ctx, patch, p) })
+		all = append(all, step{o.GetLabels()[labelRecord], false, func(ctx context.Context) error { return s.apply(ctx, o, p) }})
 	}
 	for _, m := range todo.marks {
-		steps = append(steps, func(ctx context.Context) error { return s.mark(ctx, m, p) })
+		all = append(all, step{in.baseOfPod(m.name), false, func(ctx context.Context) error { return s.mark(ctx, m, p) }})
 	}
-	for _, k := range todo.kill {
-		steps = append(steps, func(ctx context.Context) error { return s.kill(ctx, k, p) })
+	for _, patch := range todo.patch {
+		all = append(all, step{in.baseOf(patch.ident), true, func(ctx context.Context) error { return s.patch(ctx, patch, p) }})
+	}
+	kill := todo.kill
+	todo.kill = nil
+	for _, k := range kill {
+		all = append(all, step{in.baseOfPod(k.name), false, func(ctx context.Context) error {
+			err := s.kill(ctx, k, p)
+			if err == nil {
+				todo.kill = append(todo.kill, k)
+			}
+			return err
+		}})
 	}
 	for _, o := range todo.remove {
-		steps = append(steps, func(ctx context.Context) error { return s.remove(ctx, o, p) })
+		all = append(all, step{o.GetLabels()[labelRecord], true, func(ctx context.Context) error { return s.remove(ctx, o, p) }})
 	}
 	for _, r := range todo.forget {
-		steps = append(steps, func(ctx context.Context) error { return s.forget(ctx, r) })
+		all = append(all, step{r.Base, true, func(ctx context.Context) error { return s.forget(ctx, r) }})
 	}
-	for _, step := range steps {
-		if err := inTime(ctx, step); err != nil {
-			return err
+	return all
+}
+
+// baseOf gives the base of the record that an object is of, empty for none.
+func (s *situation) baseOf(id ident) string {
+	for _, o := range s.objects {
+		if o.GetName() == id.Name && o.GetKind() == id.Kind {
+			return o.GetLabels()[labelRecord]
 		}
 	}
-	return nil
+	return ""
+}
+
+// baseOfPod is baseOf for a pod.
+func (s *situation) baseOfPod(name string) string {
+	for _, pod := range s.pods {
+		if r := s.recordOf(pod); pod.Name == name && r != nil {
+			return r.Base
+		}
+	}
+	return ""
+}
+
+// lasting joins errors, each once. Those that pass by themselves are left out unless all do.
+func lasting(all ...error) error {
+	var stay []error
+	for _, err := range all {
+		if err != nil && !transient(err) && !slices.ContainsFunc(stay, func(told error) bool { return told.Error() == err.Error() }) {
+			stay = append(stay, err)
+		}
+	}
+	if len(stay) == 0 {
+		return errors.Join(all...)
+	}
+	return errors.Join(stay...)
 }
 
 // change writes a record anew as it became, which nobody has asked for, unless Apply has changed it meanwhile: that is a conflict.
@@ -90,26 +163,18 @@ func explain(verb, kind, name string, err error) error {
 	return fmt.Errorf("%s %s %s: %w", verb, kind, name, Explain(err))
 }
 
-// claim makes the model's PersistentVolumeClaim once; it is never changed or deleted.
-func (s *keeper) claim(ctx context.Context, in *situation, p *pace) error {
-	for _, r := range in.records {
-		if r.Removed || p.claim == r.uid {
-			continue
-		}
-		e := r.engine()
-		claim, ok := e.Claim(r.Replicas)
-		if !ok {
-			continue
-		}
-		err := inTime(ctx, func(ctx context.Context) error {
-			_, err := s.link.Client.CoreV1().PersistentVolumeClaims(s.link.Namespace).Create(ctx, claim, metav1.CreateOptions{FieldManager: kube.FieldManager})
-			return err
-		})
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			return explain("create", "PersistentVolumeClaim", claim.Name, err)
-		}
-		p.claim = r.uid
+// claim makes the model's PersistentVolumeClaim, once for each record; it is never changed or deleted.
+func (s *keeper) claim(ctx context.Context, r *record, p *pace) error {
+	e := r.engine()
+	claim, ok := e.Claim(r.Replicas)
+	if !ok {
+		return nil
 	}
+	_, err := s.link.Client.CoreV1().PersistentVolumeClaims(s.link.Namespace).Create(ctx, claim, metav1.CreateOptions{FieldManager: kube.FieldManager})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return explain("create", "PersistentVolumeClaim", claim.Name, err)
+	}
+	p.claimed = append(p.claimed, r.uid)
 	return nil
 }
 
