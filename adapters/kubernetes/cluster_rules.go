@@ -16,7 +16,7 @@ func Rules(workloads ...kube.Workload) []rbacv1.PolicyRule {
 		rule("", "pods", "get", "list", "watch", "patch", "delete"),
 		rule("", "pods/log", "get"),
 		rule("", "configmaps", "get", "list", "watch", "create", "update", "delete"),
-		rule("", "persistentvolumeclaims", "create"),
+		rule("", "persistentvolumeclaims", "create", "get"),
 	}
 	made := map[string]bool{}
 	for _, gvr := range append(resourcesOf(workloads), budgets()) {

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"net/http"
 	"slices"
 	"sync"
 	"testing"
@@ -194,6 +195,18 @@ func TestAClaimThatMayNotBeMadeIsToldAndTriedAgain(t *testing.T) {
 	l.cube.Allow("create", "persistentvolumeclaims")
 	l.ready(1)
 	l.await("no problem any more", func() bool { return len(l.Problems()) == 0 })
+}
+
+func TestAClaimThatIsThereNeedsNoQuota(t *testing.T) {
+	l := newLab(t, kubetest.Options{})
+	d := dataOf(deployment("chat", "r1", 1))
+	l.apply(d)
+	l.ready(1)
+	l.cube.Fail("create", "persistentvolumeclaims", http.StatusForbidden, 1000)
+	l.restart() // which knows nothing of the claim
+	d.Replicas = 2
+	l.apply(d)
+	l.ready(2)
 }
 
 func TestWhatIsNotOursIsNotTakenOver(t *testing.T) {

@@ -170,7 +170,13 @@ func (s *keeper) claim(ctx context.Context, r *record, p *pace) error {
 	if !ok {
 		return nil
 	}
-	_, err := s.link.Client.CoreV1().PersistentVolumeClaims(s.link.Namespace).Create(ctx, claim, metav1.CreateOptions{FieldManager: kube.FieldManager})
+	claims := s.link.Client.CoreV1().PersistentVolumeClaims(s.link.Namespace)
+	_, err := claims.Create(ctx, claim, metav1.CreateOptions{FieldManager: kube.FieldManager})
+	if apierrors.IsForbidden(err) { // a quota that is used up comes before the name that is taken
+		if _, missing := claims.Get(ctx, claim.Name, metav1.GetOptions{}); missing == nil {
+			err = nil
+		}
+	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return explain("create", "PersistentVolumeClaim", claim.Name, err)
 	}
