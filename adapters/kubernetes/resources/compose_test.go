@@ -101,7 +101,7 @@ func TestCompose(t *testing.T) {
 		require.NotEmpty(t, c.Bad["LoRA/a"])
 	})
 	t.Run("one that is vetoed is as it was", func(t *testing.T) {
-		veto = Veto{"Model/chat": "no node has 64 GPUs"}
+		veto = Veto{"Model/chat": {why: "no node has 64 GPUs"}}
 		defer func() { veto = nil }()
 		c, f := compose(t, nil, fleet, chat, auto)
 		require.Equal(t, []string{"auto 0-4"}, names(f))

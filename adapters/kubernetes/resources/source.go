@@ -62,6 +62,10 @@ type Source struct {
 	mu       sync.Mutex
 	state    State
 	composed Composed
+	offered  offer         // what state was composed of
+	handed   offer         // what was offered when Next gave a file
+	good     Good          // of what the control plane has taken
+	judged   bool          // there is a control plane: it takes and refuses
 	changed  chan struct{} // closed when state changes
 	veto     map[string]vetoed
 	astray   map[string]string // Models of no fleet, and why
@@ -102,7 +106,8 @@ func New(o Options) (*Source, error) {
 		s.stores[kind] = informer.GetStore()
 	}
 	if len(o.Previous) > 0 {
-		s.composed.Good = goodOf(o.Previous, o.Fleet)
+		s.good = goodOf(o.Previous, o.Fleet)
+		s.composed.Good = s.good
 	}
 	return s, nil
 }
@@ -275,7 +280,7 @@ func (s *Source) compose(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := s.composed
-	s.composed = Compose(objects, before.Good, s.vetoes(objects))
+	s.composed = Compose(objects, s.lastGood(), s.vetoes(objects))
 	for key, what := range s.composed.Bad {
 		if before.Bad[key] != what {
 			s.o.Logger.WarnContext(ctx, "an object is wrong, what it was before stays", "object", key, "err", what)
@@ -298,28 +303,53 @@ func (s *Source) compose(ctx context.Context) {
 		close(s.changed)
 		s.changed = make(chan struct{})
 	}
+	s.offered = offer{s.state.Version, objects, s.composed.Good}
 	poke(s.writing) // what is wrong is told, whether or not there is something to apply
 }
 
-// vetoed is why an object as it was at a generation can't be.
+// offer is what was composed of which objects.
+type offer struct {
+	version int64
+	objects Objects
+	good    Good
+}
+
+// lastGood are the specs that objects fall back to: those that the control plane has taken, which may refuse what was composed. Who has none goes by what
+// was composed. s.mu is held.
+func (s *Source) lastGood() Good {
+	if s.judged {
+		return s.good
+	}
+	return s.composed.Good
+}
+
+// vetoed is why a Model object as it was can't be, in a Fleet as that was.
 type vetoed struct {
+	model, fleet version
+	objection
+}
+
+// version is that of an object.
+type version struct {
 	uid        types.UID
 	generation int64
-	why        string
 }
+
+func versionOf(o *unstructured.Unstructured) version { return version{o.GetUID(), o.GetGeneration()} }
 
 // vetoes are those against objects that have not changed since. s.mu is held.
 func (s *Source) vetoes(o Objects) Veto {
 	veto := Veto{}
 	for _, m := range o.Models {
-		if v, ok := s.veto[m.GetName()]; ok && v.uid == m.GetUID() && v.generation == m.GetGeneration() {
-			veto[goodKey(m)] = v.why
+		if v, ok := s.veto[m.GetName()]; ok && o.Fleet != nil && v.model == versionOf(m) && v.fleet == versionOf(o.Fleet) {
+			veto[goodKey(m)] = v.objection
 		}
 	}
 	return veto
 }
 
-// Refuse has the Model objects of these models be what they were before, until they are changed: the platform can never run them. why is by the models' ids.
+// Refuse has the Model objects of these models be what they were before, until they or the Fleet are changed: the platform can never run them. One that is what
+// it was before has the Fleet be what that was. why is by the models' ids.
 func (s *Source) Refuse(why map[string]string) {
 	now := s.objects()
 	s.mu.Lock()
@@ -331,20 +361,25 @@ func (s *Source) Refuse(why map[string]string) {
 			delete(s.veto, name)
 		}
 	}
-	for _, m := range now.Models {
-		if reason := why[modelID(m)]; reason != "" {
-			s.veto[m.GetName()] = vetoed{m.GetUID(), m.GetGeneration(), reason}
+	s.judged = true
+	o, used := s.handed.objects, s.handed.good
+	wasGood := func(o *unstructured.Unstructured) bool {
+		last := s.good.of(o)
+		return last != nil && !changed(o, used[goodKey(o)], last)
+	}
+	for _, m := range o.Models {
+		spec := used[goodKey(m)]
+		if spec == nil {
+			continue
+		}
+		id, _ := spec["name"].(string)
+		if reason := why[cmp.Or(id, m.GetName())]; reason != "" {
+			older := wasGood(m)
+			s.veto[m.GetName()] = vetoed{versionOf(m), versionOf(o.Fleet), objection{reason, older, older && wasGood(o.Fleet)}}
 		}
 	}
 	s.mu.Unlock()
 	s.touch()
-}
-
-// Taken is the newest version that the control plane has applied.
-func (s *Source) Taken() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.taken
 }
 
 // invalid is the event of an object that is wrong. s.mu is held.
@@ -371,8 +406,12 @@ func (s *Source) Next(ctx context.Context, after int64) State {
 	for {
 		s.mu.Lock()
 		state, changed := s.state, s.changed
+		news := state.Version != after && state.Version > 0
+		if news && state.File != nil {
+			s.handed = s.offered
+		}
 		s.mu.Unlock()
-		if state.Version != after && state.Version > 0 {
+		if news {
 			return state
 		}
 		select {
@@ -387,10 +426,14 @@ func (s *Source) Next(ctx context.Context, after int64) State {
 func (s *Source) Took(version int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.judged = true
 	if s.refused = ""; err != nil {
 		s.refused = err.Error()
 	} else {
 		s.taken = version
+	}
+	if err == nil && s.handed.version == version {
+		s.good = s.handed.good
 	}
 	poke(s.writing)
 }
@@ -425,21 +468,26 @@ func (s *Source) Rejected() map[string]string {
 		if why == "" && s.state.File == nil {
 			why = s.state.Why
 		}
-		switch {
-		case why == "":
-		case s.composed.Good[key] != nil:
-			add(modelID(m), "the Model object "+m.GetName()+" is not in use as it is now, what it was before stays: "+why)
-		default:
-			add(modelID(m), "the Model object "+m.GetName()+" is not in use: "+why)
+		if why != "" {
+			add(modelID(m), s.unused(m, why))
 		}
 	}
 	for _, l := range objects.LoRAs {
 		of, _, _ := unstructured.NestedString(l.Object, "spec", "model")
 		if why := s.composed.Bad[goodKey(l)]; why != "" && s.composed.Names[KindModel+"/"+of] != "" {
-			add(s.composed.Names[KindModel+"/"+of], "the LoRA object "+l.GetName()+" is not in use: "+why)
+			add(s.composed.Names[KindModel+"/"+of], s.unused(l, why))
 		}
 	}
 	return all
+}
+
+// unused says that an object is not in use as it is. s.mu is held.
+func (s *Source) unused(o *unstructured.Unstructured, why string) string {
+	what := "the " + o.GetKind() + " object " + o.GetName() + " is not in use"
+	if s.composed.Good[goodKey(o)] != nil {
+		what += " as it is now, what it was before stays"
+	}
+	return what + ": " + why
 }
 
 // Owner gives the owner reference to the Model object of a model, nil when there is none.

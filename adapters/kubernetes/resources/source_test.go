@@ -2,7 +2,9 @@ package resources
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -224,6 +226,52 @@ func TestRefusedModelsHoldUpNoOthers(t *testing.T) {
 	w.until(w.Source, models(2))
 }
 
+func TestARefusedChangeLeavesTheModelAsItWas(t *testing.T) {
+	w := newWorld(t, nil)
+	w.create(Fleets(), fleetText)
+	w.create(Models(), chatText)
+	state, _ := w.until(w.Source, models(1))
+	w.Took(state.Version, nil)
+	w.patch(Models(), "chat", `{"spec":{"replicas":3}}`)
+	w.until(w.Source, func(f *mobula.Fleet) bool { return f.Models[0].Replicas.Max == 3 })
+	w.Refuse(map[string]string{"org/chat": "no room for 3"})
+	w.until(w.Source, func(f *mobula.Fleet) bool { return len(f.Models) == 1 && f.Models[0].Replicas.Max == 2 })
+	require.Contains(t, w.Rejected()["org/chat"], "what it was before stays: no room for 3")
+	w.Refuse(map[string]string{"org/chat": "no room for 2"})
+	w.until(w.Source, models(0)) // else the others would wait for it
+}
+
+func TestAModelThatHasNotChangedIsNotRefusedForTheFleet(t *testing.T) {
+	w := newWorld(t, nil)
+	limit := func(f *mobula.Fleet) string { return f.Platform.Kubernetes.Pods.MemoryLimit }
+	w.create(Fleets(), fleetText)
+	w.create(Models(), chatText)
+	w.create(Models(), "kind: Model\nmetadata: {name: other}\nspec: {replicas: 1, engine: {kind: sim}}")
+	state, _ := w.until(w.Source, models(2))
+	w.Took(state.Version, nil)
+	w.patch(Fleets(), DefaultFleet, `{"spec":{"platform":{"kubernetes":{"pods":{"memoryLimit":"4Gi"}}}}}`)
+	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "4Gi" })
+	w.Refuse(map[string]string{"org/chat": "it wants 8Gi", "other": "it wants 6Gi"})
+	state, f := w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "" })
+	require.Len(t, f.Models, 2)
+	require.Empty(t, w.Rejected())
+	w.Took(state.Version, nil)
+	w.Report(&Status{})
+	w.eventually("the Fleet is told", func() bool {
+		conditions := fmt.Sprint(w.status(Fleets(), DefaultFleet)["conditions"])
+		return strings.Contains(conditions, "with it Model chat can't be: it wants 8Gi; with it Model other can't be: it wants 6Gi (what it was before stays)")
+	})
+
+	w.patch(Fleets(), DefaultFleet, `{"spec":{"platform":{"kubernetes":{"pods":{"memoryLimit":"16Gi"}}}}}`)
+	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "16Gi" && len(f.Models) == 2 })
+	w.Refuse(map[string]string{"org/chat": "it wants 32Gi"})
+	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "" && len(f.Models) == 2 })
+	w.Refuse(map[string]string{"org/chat": "its type of pod is not known any more"}) // whatever the Fleet says
+	_, f = w.until(w.Source, models(1))
+	require.Equal(t, "other", f.Models[0].Name)
+	require.Equal(t, "16Gi", limit(f), "it was not the Fleet")
+}
+
 func TestMissingCustomResourcesAreNamed(t *testing.T) {
 	c := kubetest.New(kubetest.Options{})
 	t.Cleanup(c.Close)
@@ -239,6 +287,19 @@ func TestMissingCustomResourcesAreNamed(t *testing.T) {
 	}
 	w.eventually("it is said", func() bool { return why() != "" && why() != "the cluster has not told yet" })
 	require.Contains(t, why(), "kubectl apply --server-side -f charts/mobula/crds")
+}
+
+// known waits until the source has seen an object so.
+func (w *world) known(kind, name string, ok func(*unstructured.Unstructured) bool) {
+	w.t.Helper()
+	w.eventually(kind+" "+name+" is known so", func() bool {
+		for _, each := range w.stores[kind].List() {
+			if u := each.(*unstructured.Unstructured); u.GetName() == name {
+				return ok(u)
+			}
+		}
+		return false
+	})
 }
 
 func TestWriteMakesObjectsOfAFleetFile(t *testing.T) {
