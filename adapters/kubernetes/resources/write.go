@@ -28,7 +28,7 @@ const byApply = "mobula-apply"
 
 // Write makes the fleet's objects be what a fleet file says, which has been checked: Fleet and Models by server-side apply; Models that an earlier
 // Write has made and that the file has no more are deleted. Objects of others, such as Helm's, fail with ErrForeign before anything is
-// changed; with force they are overwritten, and never deleted.
+// changed; with force they are overwritten, stay theirs, and are never deleted.
 func (s *Source) Write(ctx context.Context, file []byte, force bool) error {
 	fleet, err := mobula.Load(file, "fleet file")
 	if err != nil {
@@ -117,13 +117,23 @@ func (s *Source) apply(ctx context.Context, gvr schema.GroupVersionResource, kin
 	o.SetKind(kind)
 	o.SetName(name)
 	o.SetNamespace(s.o.Namespace)
-	if !force {
+	if !force || s.ours(kind, name) { // what an apply leaves out that it sent before is taken away
 		o.SetLabels(map[string]string{labelManagedBy: byApply})
 	}
 	if _, err := s.client(gvr).Apply(ctx, name, o, metav1.ApplyOptions{FieldManager: byApply, Force: force}); err != nil {
 		return fmt.Errorf("write %s %s: %w", kind, name, err)
 	}
 	return nil
+}
+
+// ours tells whether an object is nobody else's: Write has made it or will.
+func (s *Source) ours(kind, name string) bool {
+	for _, each := range s.stores[kind].List() {
+		if u := each.(*unstructured.Unstructured); u.GetName() == name {
+			return u.GetLabels()[labelManagedBy] == byApply
+		}
+	}
+	return true
 }
 
 func (s *Source) delete(ctx context.Context, m *unstructured.Unstructured) error {

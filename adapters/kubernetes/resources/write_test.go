@@ -1,0 +1,54 @@
+package resources
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+func TestForceLeavesEachObjectItsOwner(t *testing.T) {
+	file := func(models ...string) []byte {
+		text := "apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {namespace: n}}\nmodels:\n"
+		for _, m := range models {
+			text += "  - {name: " + m + ", replicas: 1, engine: {kind: sim}}\n"
+		}
+		return []byte(text)
+	}
+	by := func(w *world, name string) string {
+		o, err := w.Dynamic().Resource(Models()).Namespace("n").Get(t.Context(), name, metav1.GetOptions{})
+		require.NoError(t, err)
+		return o.GetLabels()[labelManagedBy]
+	}
+	for name, forced := range map[string][]bool{"in between": {false, true, false}, "first": {true, false}, "always": {true, true, true}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.Next(t.Context(), 0)
+			for _, force := range forced {
+				require.NoError(t, w.Write(t.Context(), file("a", "b"), force))
+				w.until(w.Source, models(2))
+				require.Equal(t, byApply, by(w, "a"))
+			}
+			require.NoError(t, w.Write(t.Context(), file("b"), true))
+			w.until(w.Source, models(1))
+			require.NoError(t, w.Delete(t.Context(), ""), "they are ours")
+		})
+	}
+	t.Run("what is another's", func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.Next(t.Context(), 0)
+		w.create(Models(), "kind: Model\nmetadata: {name: helms, labels: {app.kubernetes.io/managed-by: Helm}}\nspec: {replicas: 3, engine: {kind: sim}}")
+		w.create(Models(), "kind: Model\nmetadata: {name: bare}\nspec: {replicas: 3, engine: {kind: sim}}")
+		for _, name := range []string{"helms", "bare"} {
+			w.known(KindModel, name, func(*unstructured.Unstructured) bool { return true })
+		}
+		for range 2 {
+			require.NoError(t, w.Write(t.Context(), file("helms", "bare", "own"), true))
+			w.until(w.Source, models(3))
+			require.Equal(t, []string{"Helm", "", byApply}, []string{by(w, "helms"), by(w, "bare"), by(w, "own")})
+		}
+		require.NoError(t, w.Write(t.Context(), file(), true))
+		w.until(w.Source, models(2))
+	})
+}
