@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -130,7 +131,7 @@ func ownerless(m *unstructured.Unstructured) bool {
 // stray is the status of such a Model.
 func stray(m *unstructured.Unstructured, why string) map[string]any {
 	return map[string]any{
-		"observedGeneration": m.GetGeneration(), "phase": reasonNoFleet, "message": why,
+		"observedGeneration": m.GetGeneration(), "phase": reasonNoFleet, "message": cut(why),
 		"conditions": []any{condition(ConditionAccepted, false, reasonNoFleet, why, m.GetGeneration())},
 	}
 }
@@ -220,9 +221,14 @@ func condition(kind string, is bool, reason, message string, generation int64) m
 		value = metav1.ConditionTrue
 	}
 	return map[string]any{
-		"type": kind, "status": string(value), "reason": reason, "message": message[:min(len(message), maxMessage)],
+		"type": kind, "status": string(value), "reason": reason, "message": cut(message),
 		"observedGeneration": generation,
 	}
+}
+
+// cut bounds a message. It is text then: encoded and read again it is the same, so that it is not written again and again.
+func cut(message string) string {
+	return strings.ToValidUTF8(message[:min(len(message), maxMessage)], "")
 }
 
 func (j *judge) fleet(o *unstructured.Unstructured, models int) map[string]any {
@@ -243,7 +249,7 @@ func (j *judge) fleet(o *unstructured.Unstructured, models int) map[string]any {
 		phase = accepted["reason"].(string)
 	case j.status.Stale != "":
 		phase = "Stale"
-		is["message"] = j.status.Stale
+		is["message"] = cut(j.status.Stale)
 	case ready < len(j.status.Models):
 		phase = "Progressing"
 	}
@@ -263,7 +269,7 @@ func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 	case m.Wanted == 0:
 		ready["reason"], ready["message"] = "ScaledToZero", "the next request has a replica made"
 	case m.Ready < m.Wanted:
-		ready["reason"], ready["message"] = "ReplicasMissing", cmp.Or(m.Problem, m.Message, fmt.Sprintf("%d of %d replicas are ready", m.Ready, m.Wanted))
+		ready["reason"], ready["message"] = "ReplicasMissing", cut(cmp.Or(m.Problem, m.Message, fmt.Sprintf("%d of %d replicas are ready", m.Ready, m.Wanted)))
 	}
 	phase := cmp.Or(m.Phase, "Pending")
 	if accepted["status"] != string(metav1.ConditionTrue) && accepted["reason"] != "Pending" {
@@ -274,14 +280,14 @@ func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 		message = accepted["message"].(string)
 	}
 	status["replicas"], status["readyReplicas"], status["desiredReplicas"] = int64(m.Replicas), int64(m.Ready), int64(m.Wanted)
-	status["ready"], status["revision"], status["phase"], status["message"] = fraction(m.Ready, m.Wanted), m.Revision, phase, message[:min(len(message), maxMessage)]
+	status["ready"], status["revision"], status["phase"], status["message"] = fraction(m.Ready, m.Wanted), m.Revision, phase, cut(message)
 	status["selector"] = kube.LabelModel + "=" + kube.Label(modelID(o)) + "," + kube.LabelServes + "=true"
 	if len(m.LoRAs) > 0 {
 		loras := []any{}
 		for _, l := range m.LoRAs {
 			entry := map[string]any{"name": l.Name, "wanted": int64(l.Wanted), "loaded": int64(l.Loaded)}
 			if l.Error != "" {
-				entry["error"] = l.Error[:min(len(l.Error), maxMessage)]
+				entry["error"] = cut(l.Error)
 			}
 			loras = append(loras, entry)
 		}
