@@ -1,6 +1,7 @@
 package resources
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -10,11 +11,12 @@ import (
 
 func TestForceLeavesEachObjectItsOwner(t *testing.T) {
 	file := func(models ...string) []byte {
-		text := "apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {namespace: n}}\nmodels:\n"
+		var text strings.Builder
+		text.WriteString("apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {namespace: n}}\nmodels:\n")
 		for _, m := range models {
-			text += "  - {name: " + m + ", replicas: 1, engine: {kind: sim}}\n"
+			text.WriteString("  - {name: " + m + ", replicas: 1, engine: {kind: sim}}\n")
 		}
-		return []byte(text)
+		return []byte(text.String())
 	}
 	by := func(w *world, name string) string {
 		o, err := w.Dynamic().Resource(Models()).Namespace("n").Get(t.Context(), name, metav1.GetOptions{})
