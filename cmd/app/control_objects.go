@@ -305,7 +305,7 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, pre
 		}
 		previous = nil
 		if impossible := p.impossible(ctx, fleet); len(impossible) > 0 {
-			objects.Refuse(impossible) // a state without them follows
+			objects.Refuse(version, impossible) // a state without them follows
 			continue
 		}
 		_, err = p.control.Apply(ctx, state.File, sourceOfObjects(fleet.Name), false, true)

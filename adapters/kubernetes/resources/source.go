@@ -349,8 +349,8 @@ func (s *Source) vetoes(o Objects) Veto {
 }
 
 // Refuse has the Model objects of these models be what they were before, until they or the Fleet are changed: the platform can never run them. One that is what
-// it was before has the Fleet be what that was. why is by the models' ids.
-func (s *Source) Refuse(why map[string]string) {
+// it was before has the Fleet be what that was. why is by the models' ids, and of a version that Next gave: of one that is not the newest any more it says nothing.
+func (s *Source) Refuse(version int64, why map[string]string) {
 	now := s.objects()
 	s.mu.Lock()
 	if s.veto == nil {
@@ -362,6 +362,10 @@ func (s *Source) Refuse(why map[string]string) {
 		}
 	}
 	s.judged = true
+	if s.handed.version != version {
+		s.mu.Unlock()
+		return
+	}
 	o, used := s.handed.objects, s.handed.good
 	wasGood := func(o *unstructured.Unstructured) bool {
 		last := s.good.of(o)

@@ -211,14 +211,22 @@ func TestWhatIsBadFromTheStartIsAsItWasApplied(t *testing.T) {
 	require.Equal(t, "sim", f.Models[0].Engine.Kind)
 }
 
+// refuse refuses what there is now.
+func (w *world) refuse(why map[string]string) {
+	w.t.Helper()
+	w.Refuse(w.Next(w.t.Context(), 0).Version, why)
+}
+
 func TestRefusedModelsHoldUpNoOthers(t *testing.T) {
 	w := newWorld(t, nil)
 	w.create(Fleets(), fleetText)
 	w.create(Models(), chatText)
 	w.create(Models(), "kind: Model\nmetadata: {name: huge}\nspec: {replicas: 1, resources: {gpus: 512}}")
 	w.until(w.Source, models(2))
-	w.Refuse(map[string]string{"huge": "no node has 512 GPUs"})
-	state, _ := w.until(w.Source, models(1))
+	w.Refuse(w.Next(t.Context(), 0).Version-1, map[string]string{"org/chat": "of what is not the newest any more"})
+	w.refuse(map[string]string{"huge": "no node has 512 GPUs"})
+	state, f := w.until(w.Source, models(1))
+	require.Equal(t, "org/chat", f.Models[0].Name)
 	w.Took(state.Version, nil)
 	w.Report(&Status{})
 	w.eventually("it is told", func() bool { return is(w.status(Models(), "huge"), ConditionAccepted) == "False Invalid" })
@@ -234,10 +242,10 @@ func TestARefusedChangeLeavesTheModelAsItWas(t *testing.T) {
 	w.Took(state.Version, nil)
 	w.patch(Models(), "chat", `{"spec":{"replicas":3}}`)
 	w.until(w.Source, func(f *mobula.Fleet) bool { return f.Models[0].Replicas.Max == 3 })
-	w.Refuse(map[string]string{"org/chat": "no room for 3"})
+	w.refuse(map[string]string{"org/chat": "no room for 3"})
 	w.until(w.Source, func(f *mobula.Fleet) bool { return len(f.Models) == 1 && f.Models[0].Replicas.Max == 2 })
 	require.Contains(t, w.Rejected()["org/chat"], "what it was before stays: no room for 3")
-	w.Refuse(map[string]string{"org/chat": "no room for 2"})
+	w.refuse(map[string]string{"org/chat": "no room for 2"})
 	w.until(w.Source, models(0)) // else the others would wait for it
 }
 
@@ -251,7 +259,7 @@ func TestAModelThatHasNotChangedIsNotRefusedForTheFleet(t *testing.T) {
 	w.Took(state.Version, nil)
 	w.patch(Fleets(), DefaultFleet, `{"spec":{"platform":{"kubernetes":{"pods":{"memoryLimit":"4Gi"}}}}}`)
 	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "4Gi" })
-	w.Refuse(map[string]string{"org/chat": "it wants 8Gi", "other": "it wants 6Gi"})
+	w.refuse(map[string]string{"org/chat": "it wants 8Gi", "other": "it wants 6Gi"})
 	state, f := w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "" })
 	require.Len(t, f.Models, 2)
 	require.Empty(t, w.Rejected())
@@ -264,9 +272,9 @@ func TestAModelThatHasNotChangedIsNotRefusedForTheFleet(t *testing.T) {
 
 	w.patch(Fleets(), DefaultFleet, `{"spec":{"platform":{"kubernetes":{"pods":{"memoryLimit":"16Gi"}}}}}`)
 	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "16Gi" && len(f.Models) == 2 })
-	w.Refuse(map[string]string{"org/chat": "it wants 32Gi"})
+	w.refuse(map[string]string{"org/chat": "it wants 32Gi"})
 	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "" && len(f.Models) == 2 })
-	w.Refuse(map[string]string{"org/chat": "its type of pod is not known any more"}) // whatever the Fleet says
+	w.refuse(map[string]string{"org/chat": "its type of pod is not known any more"}) // whatever the Fleet says
 	_, f = w.until(w.Source, models(1))
 	require.Equal(t, "other", f.Models[0].Name)
 	require.Equal(t, "16Gi", limit(f), "it was not the Fleet")

@@ -28,7 +28,7 @@ const byApply = "mobula-apply"
 
 // Write makes the fleet's objects be what a fleet file says, which has been checked: Fleet and Models by server-side apply; Models that an earlier
 // Write has made and that the file has no more are deleted. Objects of others, such as Helm's, fail with ErrForeign before anything is
-// changed; with force they are overwritten, stay theirs, and are never deleted.
+// changed; with force they are overwritten, stay theirs, and are never deleted. Those of another fleet are never touched.
 func (s *Source) Write(ctx context.Context, file []byte, force bool) error {
 	fleet, err := mobula.Load(file, "fleet file")
 	if err != nil {
@@ -43,6 +43,11 @@ func (s *Source) Write(ctx context.Context, file []byte, force bool) error {
 	}
 	if len(models) != len(fleet.Models) {
 		return errors.New("two models of the file would have the same Model object: let their names differ in more than capitals and punctuation")
+	}
+	for _, each := range s.stores[KindModel].List() {
+		if u := each.(*unstructured.Unstructured); models[u.GetName()] != nil && fleetOf(u) != s.o.Fleet {
+			return fmt.Errorf("the Model object %s is of the fleet %s, and a namespace has one of a name: give this model another name, or the fleet another namespace: %w", u.GetName(), fleetOf(u), ErrForeign)
+		}
 	}
 	now := s.objects()
 	if !force {

@@ -37,6 +37,17 @@ func TestForceLeavesEachObjectItsOwner(t *testing.T) {
 			require.NoError(t, w.Delete(t.Context(), ""), "they are ours")
 		})
 	}
+	t.Run("what is another fleet's", func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.Next(t.Context(), 0)
+		w.create(Models(), "kind: Model\nmetadata: {name: a, labels: {app.kubernetes.io/managed-by: "+byApply+"}}\nspec: {fleet: depot, replicas: 3, engine: {kind: sim}}")
+		w.known(KindModel, "a", func(*unstructured.Unstructured) bool { return true })
+		for _, force := range []bool{false, true} {
+			err := w.Write(t.Context(), file("a"), force)
+			require.ErrorIs(t, err, ErrForeign)
+			require.ErrorContains(t, err, "the Model object a is of the fleet depot")
+		}
+	})
 	t.Run("what is another's", func(t *testing.T) {
 		w := newWorld(t, nil)
 		w.Next(t.Context(), 0)
