@@ -29,7 +29,7 @@ type KubeRay struct {
 	RayVersion string `yaml:"rayVersion"`
 	// Who may speak to a RayCluster. One of token or disabled. Default token.
 	Auth string `yaml:"auth"`
-	// Has head pods without GPUs, beside workers that have all of them; else the head is the first of an engine's hosts. Default false.
+	// Has head pods without GPUs, beside workers that have all of them; else the head is the first of an engine's hosts. Such a head takes 2 CPUs and 8Gi and has an empty /data; kubernetes.pod is for it, too. Default false.
 	HeadWithoutGPUs bool `yaml:"headWithoutGPUs"`
 	// Redis that keeps a head's state (GCS fault tolerance), host:port. An engine whose head is lost is lost with or without it; it is for RayClusters that others share. Default: none.
 	RedisAddress string `yaml:"redisAddress"`
@@ -108,7 +108,7 @@ type KubernetesData struct {
 	Size Size `yaml:"size" json:",omitzero"`
 	// StorageClass of that claim. Default: the cluster's.
 	StorageClass string `yaml:"storageClass" json:",omitzero"`
-	// How that claim is mounted. One of ReadWriteOnce, ReadWriteMany, ReadOnlyMany or ReadWriteOncePod. Default: ReadWriteMany for a model of several pods, else ReadWriteOnce.
+	// How that claim is mounted. One of ReadWriteOnce, ReadWriteMany, ReadOnlyMany or ReadWriteOncePod. Default: ReadWriteMany for a model of several pods (replicas above 1, or a range up to more), else ReadWriteOnce. With ReadWriteOnce a new revision may wait for the old one's node: set rollout.surge to 0 and rollout.unavailable to 1, or give the mode.
 	AccessMode string `yaml:"accessMode" json:",omitzero"`
 	// A folder of the nodes, made if it is not there.
 	HostPath string `yaml:"hostPath" json:",omitzero"`

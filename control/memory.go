@@ -153,6 +153,9 @@ func engineModel(m *mobula.Model) mobula.Model {
 		Scaling: mobula.Scaling{Sleep: m.Scaling.Sleep},
 		Rollout: mobula.Rollout{Drain: m.Rollout.Drain},
 	}
+	if d := &e.Kubernetes.Data; d.Size > 0 && d.AccessMode == "" && m.Replicas != nil && m.Replicas.Max > 1 { // one revision at one time may have one replica, and the claim is made once
+		d.AccessMode = "ReadWriteMany"
+	}
 	if len(m.LoRAs) > 0 { // that there are some is all that matters to an engine's start
 		e.LoRAs = make([]mobula.LoRA, 1)
 	}

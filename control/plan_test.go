@@ -253,6 +253,19 @@ func TestPlanKeepsItsBoundsAndConverges(t *testing.T) {
 	})
 }
 
+func TestAModelThatMayHaveSeveralReplicasSharesItsVolume(t *testing.T) {
+	m := mobula.NewModel("m")
+	m.Kubernetes.Data.Size = 1 << 30
+	for most, want := range map[int]string{1: "", 4: "ReadWriteMany"} {
+		m.Replicas = &mobula.Range{Min: 0, Max: most}
+		require.Equal(t, want, engineModel(&m).Kubernetes.Data.AccessMode)
+	}
+	m.Kubernetes.Data.AccessMode = "ReadWriteOncePod"
+	require.Equal(t, "ReadWriteOncePod", engineModel(&m).Kubernetes.Data.AccessMode)
+	m.Kubernetes.Data = mobula.KubernetesData{Claim: "mine"}
+	require.Empty(t, engineModel(&m).Kubernetes.Data.AccessMode)
+}
+
 func TestRevisionIsOfWhatNeedsNewEngines(t *testing.T) {
 	gpus := 2
 	base := func() *mobula.Model {

@@ -78,7 +78,7 @@ func severity(f fare) int {
 
 // Size is the number of pods of a replica.
 func (e Engine) Size() int {
-	if e.Workload() == KindRayCluster && e.KubeRay != nil && e.KubeRay.HeadWithoutGPUs {
+	if e.Workload() == KindRayCluster && e.KubeRay != nil && e.KubeRay.HeadWithoutGPUs && !e.simulated() {
 		return e.hosts() + 1
 	}
 	return e.hosts()
@@ -92,7 +92,7 @@ func (e Engine) pod(pod *corev1.Pod) fare {
 		return fare{state: mobula.StateDraining, reason: leaving(pod), since: asked(pod)}
 	case ended(pod):
 		return fare{state: mobula.StateGone, reason: "its pod has ended" + told(pod.Status.Reason, pod.Status.Message), since: lastFinish(pod)}
-	case pod.Status.Reason == "NodeLost", ready != nil && ready.Status == corev1.ConditionUnknown:
+	case pod.Status.Reason == "NodeLost", lost(pod, ready):
 		f := fare{state: mobula.StateSuspect, reason: "its node " + pod.Spec.NodeName + " does not answer: it may serve or not; look at the node with kubectl describe node " + pod.Spec.NodeName}
 		if ready != nil {
 			f.since = ready.LastTransitionTime.Time
@@ -119,6 +119,16 @@ func (e Engine) pod(pod *corev1.Pod) fare {
 	}
 	pending.reason = e.waiting(pod, s.Image, s.State.Waiting)
 	return pending
+}
+
+// lost tells that a pod's node does not answer: Kubernetes has taken the pod's readiness back, which a kubelet does with a reason, and as one of its
+// containers is not ready.
+func lost(pod *corev1.Pod, ready *corev1.PodCondition) bool {
+	if ready == nil || ready.Status == corev1.ConditionUnknown {
+		return ready != nil
+	}
+	containers := condition(pod, corev1.ContainersReady)
+	return ready.Status == corev1.ConditionFalse && ready.Reason == "" && containers != nil && containers.Status == corev1.ConditionTrue
 }
 
 // running tells how a pod fares whose engine's process runs.

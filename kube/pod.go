@@ -76,11 +76,17 @@ func (e Engine) spec(a *ask) corev1.PodSpec {
 	return spec
 }
 
-// podSecurity: vLLM's image runs as root, ours does not.
+// rayUser is who Ray's images run as, which has to write to /data; for root it changes nothing.
+const rayUser = 1000
+
+// podSecurity: vLLM's image runs as root, ours and Ray's do not.
 func (e Engine) podSecurity() *corev1.PodSecurityContext {
 	s := &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
-	if e.simulated() {
+	switch {
+	case e.simulated():
 		s.RunAsNonRoot, s.RunAsUser, s.RunAsGroup, s.FSGroup = new(true), new(int64(userID)), new(int64(userID)), new(int64(userID))
+	case e.Workload() == KindRayCluster:
+		s.FSGroup, s.FSGroupChangePolicy = new(int64(rayUser)), new(corev1.FSGroupChangeOnRootMismatch)
 	}
 	return s
 }

@@ -201,6 +201,15 @@ func TestReplicaOfOnePod(t *testing.T) {
 			mobula.StateSuspect,
 			"its node n1 does not answer: it may serve or not; look at the node with kubectl describe node n1", false, time.Hour,
 		},
+		{
+			"node lost, as the controller manager tells it",
+			changes{on("n1"), runs(5 * time.Second), ready(time.Minute), func(p *corev1.Pod) {
+				set(p, corev1.ContainersReady, corev1.ConditionTrue, time.Minute, "", "")
+				set(p, corev1.PodReady, corev1.ConditionFalse, time.Hour, "", "")
+			}},
+			mobula.StateSuspect,
+			"its node n1 does not answer: it may serve or not; look at the node with kubectl describe node n1", false, time.Hour,
+		},
 		{"crashed", changes{on("n1"), crash(1, 5*time.Second, time.Minute, failure)}, mobula.StateStarting, "it will be started again: it ended with exit code 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", false, time.Second},
 		{"crashed and runs", changes{on("n1"), crash(1, 5*time.Second, time.Minute, failure), again(2 * time.Minute)}, mobula.StateStarting, "it is started again: it ended with exit code 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", false, time.Second},
 		{"crash loop", changes{on("n1"), crash(3, 5*time.Second, time.Minute, failure)}, mobula.StateFailed, "it crashed 3 times; at last it ended with exit code 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", false, time.Second},

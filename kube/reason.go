@@ -134,7 +134,11 @@ func Stuck(pods []*corev1.Pod) bool {
 // waiting tells what a container waits for.
 func (e Engine) waiting(pod *corev1.Pod, image string, w *corev1.ContainerStateWaiting) string {
 	if w == nil || !stuck(w.Reason) {
-		return "node " + pod.Spec.NodeName + " pulls its image and mounts its volumes"
+		reason := "node " + pod.Spec.NodeName + " pulls its image and mounts its volumes"
+		if d := &e.Model.Kubernetes.Data; d.Size > 0 || d.Claim != "" {
+			reason += ", which takes until no other node has its claim, unless that may be mounted by several: kubectl describe pod " + pod.Name + " tells"
+		}
+		return reason
 	}
 	said := told(w.Reason, w.Message)
 	switch w.Reason {

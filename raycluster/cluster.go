@@ -136,7 +136,7 @@ func (g *gang) spec() (*rayv1.RayClusterSpec, error) {
 	spec := clusterSpec(g.kubeRay)
 	head := serving
 	if g.kubeRay.HeadWithoutGPUs && !g.simulated {
-		if head, err = g.bareHead(); err != nil {
+		if head, err = g.bareHead(mobula.KubernetesData{}); err != nil { // a claim may be mounted on one node only: the engine's
 			return nil, err
 		}
 		g.onWorker(serving)

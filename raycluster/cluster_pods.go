@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/kube"
 )
 
@@ -66,12 +67,13 @@ func (g *gang) onWorker(pod *corev1.PodTemplateSpec) {
 	}
 }
 
-// bareHead gives the pod of a head that has no part of the engine, for any node of the Kubernetes cluster.
-func (g *gang) bareHead() (*corev1.PodTemplateSpec, error) {
+// bareHead gives the pod of a head that has no part of the engine, for any node of the Kubernetes cluster; data is what it has under /data.
+func (g *gang) bareHead(data mobula.KubernetesData) (*corev1.PodTemplateSpec, error) {
 	e := g.engine
 	e.Model.Resources.Hosts, e.Model.Resources.GPUs = 1, new(0)
 	e.Model.Resources.GPUMemory, e.Model.Resources.HostLabels = 0, nil
-	e.Model.Kubernetes.RuntimeClass = ""
+	k := &e.Model.Kubernetes
+	k.RuntimeClass, k.CPU, k.Memory, k.CPULimit, k.MemoryLimit, k.Data = "", "", "", "", "", data
 	pod, err := e.Member(kube.Member{Rank: 1, Replica: g.replica})
 	if err != nil {
 		return nil, err
@@ -79,7 +81,6 @@ func (g *gang) bareHead() (*corev1.PodTemplateSpec, error) {
 	c := engineOf(&pod)
 	supervise(c, "--head", "--nodes", strconv.Itoa(g.hosts+1))
 	g.nodeProbes(c)
-	openPorts(&pod)
 	return &pod, nil
 }
 

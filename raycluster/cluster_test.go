@@ -79,15 +79,45 @@ func TestCluster(t *testing.T) {
 			return e
 		}},
 		{"simulated", func() kube.Engine { return simulated(2) }},
+		{"simulated-head-without-gpus", func() kube.Engine {
+			e := simulated(2)
+			e.KubeRay.HeadWithoutGPUs = true
+			return e
+		}},
+		{"one-host-head-without-gpus", func() kube.Engine {
+			e := bigModel()
+			e.Model.Resources.Hosts, e.KubeRay.HeadWithoutGPUs = 1, true
+			e.Model.Kubernetes.CPU, e.Model.Kubernetes.Memory, e.Model.Kubernetes.Data = "96", "900Gi", mobula.KubernetesData{Claim: "weights"}
+			return e
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rc, err := Cluster(c.engine(), "llama-0123456789-abcde")
 			require.NoError(t, err)
 			golden(t, "cluster-"+c.name+".yaml", rc)
+			pods := 1
+			requirePortsOnce(t, &rc.Spec.HeadGroupSpec.Template)
+			for _, g := range rc.Spec.WorkerGroupSpecs {
+				pods += int(*g.Replicas)
+				requirePortsOnce(t, &g.Template)
+			}
+			e := c.engine()
+			e.Model.Kubernetes.Workload = kube.KindRayCluster
+			require.Equal(t, pods, e.Size(), "as many as a plan waits for")
 			again, err := Cluster(c.engine(), "llama-0123456789-abcde")
 			require.NoError(t, err)
 			require.Empty(t, cmp.Diff(rc, again))
 		})
+	}
+}
+
+// requirePortsOnce fails when a pod has a port twice, which the definition of RayClusters refuses.
+func requirePortsOnce(t *testing.T, pod *corev1.PodTemplateSpec) {
+	t.Helper()
+	seen := map[int32]bool{}
+	for _, p := range engineOf(pod).Ports {
+		require.False(t, seen[p.ContainerPort], "%d", p.ContainerPort)
+		seen[p.ContainerPort] = true
 	}
 }
 

@@ -86,10 +86,15 @@ func plainCluster(e kube.Engine, k mobula.KubeRay, least, most int) (*rayv1.RayC
 	spec.UpgradeStrategy = nil // a RayService's is its own
 	e.Model.Kubernetes.Workload = kube.KindRayCluster
 	g := &gang{engine: e, kubeRay: k, hosts: max(1, e.Model.Resources.Hosts)}
-	head, err := g.bareHead()
+	data := mobula.KubernetesData{}
+	if most == 0 { // it is for what the head does
+		data = e.Model.Kubernetes.Data
+	}
+	head, err := g.bareHead(data)
 	if err != nil {
 		return nil, err
 	}
+	openPorts(head)
 	asKubeRayHasIt(head)
 	c := engineOf(head)
 	c.Ports = append(c.Ports, corev1.ContainerPort{Name: "serve", ContainerPort: servePort, Protocol: corev1.ProtocolTCP})

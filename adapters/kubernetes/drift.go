@@ -138,7 +138,7 @@ func slimObject(o any) (any, error) {
 	u.SetManagedFields(theirs)
 	if spec, ok := u.Object["spec"].(map[string]any); ok && len(theirs) == 0 {
 		kept := map[string]any{}
-		for _, field := range []string{"replicas", "suspend"} {
+		for _, field := range []string{"replicas", "suspend", "managedBy"} {
 			if value, ok := spec[field]; ok {
 				kept[field] = value
 			}

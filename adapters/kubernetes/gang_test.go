@@ -184,6 +184,31 @@ func TestAGangWhosePodsAreTakenAwayHasNotCrashed(t *testing.T) {
 	require.Zero(t, readFalls(g.set))
 }
 
+func TestAnEngineThatIsToldToGoFinishesItsRequests(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(*gangState)
+		want []string
+	}{
+		"its requests run":        {func(*gangState) {}, nil},
+		"the other pod crashed":   {func(g *gangState) { g.crash("big-1-w-1") }, nil}, // what is left of it ends
+		"it never was ready":      {func(g *gangState) { g.pod("big-1-0").Status.ContainerStatuses[0].Ready = false }, []string{"big-1-w-1"}},
+		"it has finished":         {func(g *gangState) { g.pod("big-1-0").Status.Phase = corev1.PodSucceeded }, []string{"big-1-w-1"}},
+		"it is gone":              {func(g *gangState) { g.pods = g.pods[1:] }, []string{"big-1-w-1"}},
+		"there is another one":    {func(g *gangState) { g.anew("big-1-0") }, []string{"big-1-w-1"}},
+		"the other one goes, too": {func(g *gangState) { g.pod("big-1-w-1").DeletionTimestamp = new(metav1.NewTime(g.now)) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGang(t)
+			g.pod("big-1-0").Status.ContainerStatuses[0].Ready = true
+			require.Empty(t, g.look())
+			require.Equal(t, "big-1-0", g.pods[0].Name)
+			g.pods[0].DeletionTimestamp = new(metav1.NewTime(g.now))
+			c.then(g)
+			require.Equal(t, c.want, g.look())
+		})
+	}
+}
+
 func TestFallsThatAreWrittenByHand(t *testing.T) {
 	for _, text := range []string{"", "3", "x 2026-01-01T00:00:00Z", "3 yesterday", "-1 2026-01-01T00:00:00Z"} {
 		g := newGang(t)

@@ -28,54 +28,71 @@ const (
 )
 
 // gang has all pods of an engine live and die together: when one of them has begun another life, is gone or about to be, those that were
-// together with it begin another one too. They are deleted, so that no more requests come, and that none waits for another one's end.
+// together with it begin another one too. They are deleted, so that no more requests come, and that none waits for another one's end: but for
+// the one that serves, when it is told to go while all is well. It finishes its requests, which takes the others.
 func (p *planner) gang(r *record, id string) {
 	first := p.known[ident{kube.KindStatefulSet, id}]
 	if first == nil {
 		return
 	}
-	var now []string
-	var old []*corev1.Pod // that live
-	world := strings.FieldsFunc(first.GetAnnotations()[annotationWorld], func(c rune) bool { return c == ',' })
-	remains, complete, crashed, ready := false, true, false, false // remains: a member of the world is there, be it to its end
-	for _, pod := range p.pods {
-		if pod.Labels[kube.LabelReplica] != id {
-			continue
-		}
-		now = append(now, life(pod))
-		lives := pod.DeletionTimestamp == nil && !over(pod)
-		complete = complete && lives
-		crashed = crashed || slices.ContainsFunc(world, func(was string) bool { return fell(was, life(pod)) })
-		ready = ready || lives && pod.Labels[kube.LabelServes] == "true" && wasReady(pod)
-		if slices.Contains(world, life(pod)) {
-			remains = true
-			if lives {
-				old = append(old, pod)
-			}
-		}
-	}
-	slices.Sort(now)
 	hosts := r.engine().Size()
-	complete = complete && len(now) == hosts
+	world := strings.FieldsFunc(first.GetAnnotations()[annotationWorld], func(c rune) bool { return c == ',' })
+	g := p.members(id, world)
 	falls := readFalls(first)
 	switch {
-	case !remains && complete:
-		p.annotate(id, annotationWorld, strings.Join(now, ","))
-	case len(old) == hosts:
-		if falls.times > 0 && ready {
+	case !g.remains && g.complete && len(g.lives) == hosts:
+		p.annotate(id, annotationWorld, strings.Join(g.lives, ","))
+	case len(g.old) == hosts:
+		if falls.times > 0 && g.ready {
 			p.annotate(id, annotationFalls, nil)
 		}
-	case len(old) > 0:
-		if crashed && !ready {
+	case g.finishes && !g.crashed && len(g.old) == hosts-1:
+	case len(g.old) > 0:
+		if g.crashed && !g.ready {
 			if p.now.Before(falls.until()) {
 				return
 			}
 			p.annotate(id, annotationFalls, fall{falls.times + 1, p.now}.String())
 		}
-		for _, pod := range old {
+		for _, pod := range g.old {
 			p.kill = append(p.kill, podKill{name: pod.Name, uid: pod.UID, why: "another pod of its engine ended: all of them start anew"})
 		}
 	}
+}
+
+// members are the pods of an engine of several.
+type members struct {
+	lives    []string      // of all of them, sorted
+	old      []*corev1.Pod // those of the world that live
+	remains  bool          // one of the world is there, be it to its end
+	complete bool          // all live
+	crashed  bool          // one of the world is another process now
+	ready    bool          // the one that serves, or was
+	finishes bool          // the one that serves is told to go, and has requests to finish
+}
+
+func (p *planner) members(id string, world []string) members {
+	g := members{complete: true}
+	for _, pod := range p.pods {
+		if pod.Labels[kube.LabelReplica] != id {
+			continue
+		}
+		own := life(pod)
+		g.lives = append(g.lives, own)
+		lives, served := pod.DeletionTimestamp == nil && !over(pod), pod.Labels[kube.LabelServes] == "true" && wasReady(pod)
+		g.complete = g.complete && lives
+		g.crashed = g.crashed || slices.ContainsFunc(world, func(was string) bool { return fell(was, own) })
+		g.ready = g.ready || lives && served
+		if slices.Contains(world, own) {
+			g.remains = true
+			g.finishes = g.finishes || served && pod.DeletionTimestamp != nil && !over(pod)
+			if lives {
+				g.old = append(g.old, pod)
+			}
+		}
+	}
+	slices.Sort(g.lives)
+	return g
 }
 
 func (p *planner) annotate(set, annotation string, value any) {
