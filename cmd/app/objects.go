@@ -126,6 +126,22 @@ func (p *secretPlane) Report(ctx context.Context, r mobula.Report) error {
 	return err
 }
 
+// applied gives the fleet file that the control plane has applied last.
+func (p *secretPlane) applied(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*reportEvery)
+	defer cancel()
+	plane, living, err := p.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := plane.Settings(ctx, 0)
+	if err != nil {
+		p.drop(living)
+		return nil, err
+	}
+	return []byte(s.File), nil
+}
+
 // Run implements adapters.Discoverer: the endpoints as the control plane knows them. While it is away nothing is sent.
 func (p *secretPlane) Run(ctx context.Context, up chan<- []mobula.Endpoint) error {
 	for ctx.Err() == nil {
@@ -208,20 +224,20 @@ func (a *app) followObjects(ctx context.Context, o objectFlags, r *routerOptions
 	if err != nil {
 		return nil, err
 	}
-	objects, err := o.source(c, nil, nil, logger)
-	if err != nil {
-		return nil, err
-	}
-	link := objectLink{objects: objects}
+	var link objectLink
+	from := resources.Options{Client: c.Dynamic, Namespace: c.Namespace, Fleet: o.fleet, Logger: logger}
 	if o.controlSecret != "" {
 		link.reports = &secretPlane{connection: c, secret: o.controlSecret}
-		r.Shared = link.reports
+		from.Recall, r.Shared = link.reports.applied, link.reports
+	}
+	if link.objects, err = resources.New(from); err != nil {
+		return nil, err
 	}
 	watch, end := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = objects.Run(watch) // it ends with watch only
+		_ = link.objects.Run(watch) // it ends with watch only
 	}()
 	stop = func() {
 		end()

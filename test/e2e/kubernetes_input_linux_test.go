@@ -216,6 +216,40 @@ func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
 	w.awaitAnswers(chatModel)
 }
 
+func TestANewRouterServesWhatOthersDoWhileObjectsAreWrong(t *testing.T) {
+	t.Parallel()
+	w := newObjectFleet(t, fleetObject+modelObject("chat", "name: "+chatModel+", range: {min: 0, max: 2}, engine: {kind: sim, args: [--itl, 2ms]}, scaling: {zeroAfter: 2s, upAfter: 0s, downAfter: 1s}"))
+	w.Await("no replica before anybody asks", func() bool {
+		return w.is(resources.KindModel, "chat", resources.ConditionReady, "True", "ScaledToZero")
+	})
+	w.patch(resources.KindModel, "chat", `{"spec":{"kubernetes":{"cpu":"many"}}}`)
+	w.Await("the Model is refused", func() bool {
+		return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Invalid", "what it was before stays")
+	})
+	w.Stop("router")
+	w.startRouter("router-b")
+	w.Burst(chatModel, 4) // there is no replica, so it tells of the demand
+
+	w.patch(resources.KindFleet, "default", `{"spec":{"router":{"policy":{"name":"nearest"}}}}`)
+	w.Await("the Fleet is refused", func() bool {
+		return w.is(resources.KindFleet, "default", resources.ConditionAccepted, "False", "Invalid", "nearest")
+	})
+	w.Stop("router-b")
+	w.startRouter("router-c")
+	w.Burst(chatModel, 4)
+
+	// A router and the control plane start anew: the one waits for the other.
+	w.Stop("control-a")
+	early := runCLI(t, nil, "router", "--kubernetes", "--kubeconfig", w.kubeconfig, "--namespace", "default", "--control-secret", routerSecret, "--listen", "127.0.0.1:0")
+	early.stderr.await(t, "objects are wrong, and what was applied last is not known")
+	early.stderr.await(t, "waiting for the fleet: Fleet/default: spec.router.policy.name: ")
+	w.startControl("control-b")
+	w.leads("control-b")
+	early.stdout.await(t, "listening on ")
+	w.URL = strings.TrimSpace(strings.TrimPrefix(early.stdout.String(), "listening on "))
+	w.Burst(chatModel, 4)
+}
+
 func TestKubernetesControlPlaneWithoutRightsSaysWhich(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -35,6 +35,8 @@ type Options struct {
 	Fleet string
 	// Previous is the fleet file that was applied last, if one was: it stands in for objects that are wrong already at the start.
 	Previous []byte
+	// Recall, if not nil, finds out Previous. It is called when objects are wrong at the start, and again as long as they make no fleet.
+	Recall func(context.Context) ([]byte, error)
 	// Logger is told of objects that are wrong. Required.
 	Logger *slog.Logger
 	// Wrong, if not nil, is told of each object that has become wrong. It does not wait.
@@ -105,11 +107,16 @@ func New(o Options) (*Source, error) {
 		}
 		s.stores[kind] = informer.GetStore()
 	}
-	if len(o.Previous) > 0 {
-		s.good = goodOf(o.Previous, o.Fleet)
+	s.remember(o.Previous)
+	return s, nil
+}
+
+// remember has the fleet file that was applied last stand in for objects that are wrong.
+func (s *Source) remember(previous []byte) {
+	if len(previous) > 0 {
+		s.good = goodOf(previous, s.o.Fleet)
 		s.composed.Good = s.good
 	}
-	return s, nil
 }
 
 // unwatched says why nothing is known of a resource. Once the first state has come it stays.
@@ -274,8 +281,37 @@ func (s *Source) tellStrays(ctx context.Context) {
 	s.astray = now
 }
 
+// recallPause is waited before it is asked again what was applied last.
+const recallPause = time.Second
+
+// recall asks what was applied last when objects are wrong and it is not known what they were before: others go by that. Where all is right nobody is asked.
+func (s *Source) recall(ctx context.Context) {
+	s.mu.Lock()
+	known, first := s.composed.Good != nil, s.state.Version == 0
+	s.mu.Unlock()
+	objects := s.objects()
+	if s.o.Recall == nil || known || objects.Fleet == nil {
+		return
+	}
+	now := Compose(objects, nil, nil)
+	if len(now.Bad) == 0 {
+		return
+	}
+	previous, err := s.o.Recall(ctx)
+	if err != nil && first {
+		s.o.Logger.InfoContext(ctx, "objects are wrong, and what was applied last is not known", "err", err)
+	}
+	if len(previous) == 0 && now.File == nil { // there is nothing to go on with
+		time.AfterFunc(recallPause, s.touch)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remember(previous)
+}
+
 // compose makes the state anew.
 func (s *Source) compose(ctx context.Context) {
+	s.recall(ctx)
 	objects := s.objects()
 	s.mu.Lock()
 	defer s.mu.Unlock()

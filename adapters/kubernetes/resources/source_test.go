@@ -2,9 +2,11 @@ package resources
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,14 +42,18 @@ func newWorld(t *testing.T, previous []byte) *world {
 	return w
 }
 
-func (w *world) start(previous []byte) *Source {
+func (w *world) start(previous []byte) *Source { return w.startWith(previous, nil) }
+
+func (w *world) startWith(previous []byte, recall func(context.Context) ([]byte, error)) *Source {
 	tell := func(e Event) {
 		select {
 		case w.wrong <- e:
 		default:
 		}
 	}
-	s, err := New(Options{Client: w.Dynamic(), Namespace: "n", Fleet: DefaultFleet, Previous: previous, Wrong: tell, Logger: slog.New(slog.DiscardHandler)})
+	s, err := New(Options{
+		Client: w.Dynamic(), Namespace: "n", Fleet: DefaultFleet, Previous: previous, Recall: recall, Wrong: tell, Logger: slog.New(slog.DiscardHandler),
+	})
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan struct{})
@@ -209,6 +215,47 @@ func TestWhatIsBadFromTheStartIsAsItWasApplied(t *testing.T) {
 	again := w.start(before.File)
 	_, f := w.until(again, models(1))
 	require.Equal(t, "sim", f.Models[0].Engine.Kind)
+}
+
+func TestWhatIsBadFromTheStartIsRecalled(t *testing.T) {
+	w := newWorld(t, nil)
+	w.create(Fleets(), fleetText)
+	w.create(Models(), chatText)
+	before, _ := w.until(w.Source, models(1))
+	var asked atomic.Int32
+	recall := func(context.Context) ([]byte, error) {
+		if asked.Add(1) == 1 {
+			return nil, errors.New("away")
+		}
+		return before.File, nil
+	}
+	w.until(w.startWith(nil, recall), models(1))
+	require.Zero(t, asked.Load(), "all is right, so nobody is asked")
+
+	w.patch(Models(), "chat", `{"spec":{"engine":{"kind":"simm"}}}`)
+	alone := w.startWith(nil, recall)
+	w.until(alone, models(0))
+	require.EqualValues(t, 1, asked.Load())
+	w.create(Models(), "kind: Model\nmetadata: {name: more}\nspec: {replicas: 1, engine: {kind: simm}}")
+	w.patch(Fleets(), "default", `{"spec":{"router":{"policy":{"name":"leastload"}}}}`)
+	w.until(alone, func(f *mobula.Fleet) bool { return f.Router.Policy.Name == "leastload" && len(f.Models) == 0 })
+	require.EqualValues(t, 1, asked.Load(), "it has a fleet and asks no more")
+
+	state := w.startWith(nil, recall).Next(t.Context(), 0)
+	f, err := mobula.Load(state.File, "state")
+	require.NoError(t, err)
+	require.Equal(t, "sim", f.Models[0].Engine.Kind, "its first state is what others have")
+	require.Equal(t, "leastload", f.Router.Policy.Name)
+
+	asked.Store(0)
+	w.patch(Fleets(), "default", `{"spec":{"router":{"policy":{"name":"prefixx"}}}}`)
+	s := w.startWith(nil, recall)
+	require.Contains(t, s.Next(t.Context(), 0).Why, "prefixx")
+	_, f = w.until(s, models(1))
+	require.Equal(t, "prefix", f.Router.Policy.Name, "it has asked again")
+	w.patch(Fleets(), "default", `{"spec":{"router":{"policy":{"name":"leastload"}}}}`)
+	w.until(s, func(f *mobula.Fleet) bool { return f.Router.Policy.Name == "leastload" })
+	require.EqualValues(t, 2, asked.Load())
 }
 
 // refuse refuses what there is now.
