@@ -29,4 +29,6 @@ var (
 	ErrClosed = errors.New("state is closed")
 	// ErrInUse: another process has the file open.
 	ErrInUse = errors.New("state is in use by another process")
+	// ErrFull: the store can't hold so much. What it held before stays.
+	ErrFull = errors.New("the state is too large")
 )

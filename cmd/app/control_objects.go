@@ -184,6 +184,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	g.Go(func() error { return p.showObjects(ctx, objects) })
 	g.Go(func() error { return p.tellObjects(ctx, events, told) })
 	g.Go(func() error { return markLeader(ctx, c, logger, true) })
+	g.Go(func() error { return store.Taken(ctx) })
 	return g.Wait()
 }
 

@@ -143,7 +143,7 @@ func TestWhoLostTheLeaseLeadsAgain(t *testing.T) {
 		}
 		require.ErrorIs(t, receive(t, done), written)
 	}
-	require.ErrorIs(t, old.Write(set("k", "3")), ErrTaken, "what is left of the first turn writes nothing")
+	require.ErrorIs(t, old.Write(set("k", "3")), ErrLost, "what is left of the first turn writes nothing")
 	require.Equal(t, []string{"b/k=2"}, all(t, open(t, c), "b"))
 }
 

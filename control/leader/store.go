@@ -23,13 +23,8 @@ import (
 	"github.com/mobula-serve/mobula/state"
 )
 
-// Errors of a Store.
-var (
-	// ErrTaken: another control plane has written since this one has read. It must not go on.
-	ErrTaken = errors.New("another control plane has written the state")
-	// ErrFull: the state does not fit in one Secret.
-	ErrFull = errors.New("the state is too large for a Secret")
-)
+// ErrTaken is why a leader has to end: somebody else has written the state since this one has read it.
+var ErrTaken = errors.New("another control plane has written the state")
 
 const (
 	// shards are the parts that are written apart, so that a change of one model does not compress all of them again.
@@ -39,9 +34,11 @@ const (
 	// maxShard bounds what one shard may hold when it is unpacked.
 	maxShard = 64 << 20
 	// writeFor bounds one write with what is tried again.
-	writeFor  = 30 * time.Second
-	tryEvery  = 500 * time.Millisecond
-	tryFor    = 10 * time.Second
+	writeFor = 30 * time.Second
+	tryEvery = 500 * time.Millisecond
+	tryFor   = 10 * time.Second
+	// endFor bounds writes after the leadership's end: others may begin leaseFor - renewWithin after it.
+	endFor    = 2 * time.Second
 	shardName = "shard-%02d"
 	// annotationWrite holds what is unique to the last write, so that one whose answer was lost is known again.
 	annotationWrite = "mobula.dev/write"
@@ -55,7 +52,10 @@ type buckets map[string]map[string][]byte
 type Store struct {
 	client          kubernetes.Interface
 	namespace, name string
-	ending          <-chan struct{} // leadership is over: nothing is tried again
+	leads           func() error    // why leadership is over, nil while it is not
+	ending          <-chan struct{} // it is over: nothing is tried again
+	ended           <-chan struct{} // endFor later: nothing is written any more
+	taken           chan struct{}   // closed after ErrTaken
 
 	mu     sync.Mutex
 	err    error // once it can't be used any more
@@ -64,9 +64,14 @@ type Store struct {
 }
 
 // OpenStore reads the Secret, which is made when it is not there. Secrets that hold anything else are an error. Once ctx has ended a Write
-// is tried once only: who no longer leads must not linger.
+// is tried once only and not for long, and not at all after ErrLost: who no longer leads must not linger.
 func OpenStore(ctx context.Context, client kubernetes.Interface, namespace, name string) (*Store, error) {
-	s := &Store{client: client, namespace: namespace, name: name, ending: ctx.Done()}
+	ended := make(chan struct{})
+	context.AfterFunc(ctx, func() { time.AfterFunc(endFor, func() { close(ended) }) })
+	s := &Store{
+		client: client, namespace: namespace, name: name, taken: make(chan struct{}),
+		leads: func() error { return context.Cause(ctx) }, ending: ctx.Done(), ended: ended,
+	}
 	secret, err := s.read(ctx)
 	if apierrors.IsNotFound(err) {
 		secret, err = client.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -138,6 +143,9 @@ func (s *Store) Write(changes ...state.Change) error {
 	if s.err != nil {
 		return s.err
 	}
+	if err := s.leads(); errors.Is(err, ErrLost) {
+		return fmt.Errorf("write state: %w", err)
+	}
 	next := s.parts
 	touched := map[int]bool{}
 	for _, c := range changes {
@@ -164,7 +172,7 @@ func (s *Store) Write(changes ...state.Change) error {
 		secret.Data[name] = packed
 	}
 	if n := size(secret.Data); n > maxState {
-		return fmt.Errorf("write state: %w: %d bytes, at most %d: split the fleet in two", ErrFull, n, maxState)
+		return fmt.Errorf("write state: %w: more than %d bytes: split the fleet in two", state.ErrFull, maxState)
 	}
 	if secret.Annotations == nil {
 		secret.Annotations = map[string]string{}
@@ -172,19 +180,41 @@ func (s *Store) Write(changes ...state.Change) error {
 	secret.Annotations[annotationWrite] = rand.Text()
 	written, err := s.update(secret)
 	if err != nil {
+		err = fmt.Errorf("write state: secret %s/%s: %w", s.namespace, s.name, err)
 		if errors.Is(err, ErrTaken) {
 			s.err = err
+			close(s.taken)
 		}
-		return fmt.Errorf("write state: secret %s/%s: %w", s.namespace, s.name, err)
+		return err
 	}
 	s.secret, s.parts = written, next
 	return nil
+}
+
+// Taken waits until a Write has failed with ErrTaken, and gives that: whoever leads has to end then, and to read the Secret anew when it
+// is its turn again. It gives ctx's error when that ends before.
+func (s *Store) Taken(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.taken:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 // update tries until the API server has taken or refused it. One whose answer was lost is found by its annotation.
 func (s *Store) update(secret *corev1.Secret) (*corev1.Secret, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), writeFor)
 	defer cancel()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-s.ended:
+			cancel()
+		}
+	}()
 	for {
 		written, err := s.try(ctx, secret)
 		if err == nil || !retriable(err) {

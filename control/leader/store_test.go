@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
@@ -90,6 +91,58 @@ func TestWhoNoLongerLeadsCanNotWrite(t *testing.T) {
 	require.Equal(t, []string{"b/k=2", "b/l=4"}, all(t, open(t, c), "b"))
 }
 
+// Whoever leads is told, whatever has become of the Secret.
+func TestALeaderHearsThatTheStateWasTaken(t *testing.T) {
+	for name, take := range map[string]func(t *testing.T, c *kubetest.Cluster){
+		"written": func(t *testing.T, c *kubetest.Cluster) {
+			t.Helper()
+			require.NoError(t, open(t, c).Write(set("k", "2")))
+		},
+		"deleted": func(t *testing.T, c *kubetest.Cluster) {
+			t.Helper()
+			require.NoError(t, c.Client().CoreV1().Secrets("n").Delete(t.Context(), "state", metav1.DeleteOptions{}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster(t)
+			s := open(t, c)
+			require.NoError(t, s.Write(set("k", "1")))
+			over, end := context.WithCancel(t.Context())
+			end()
+			require.ErrorIs(t, s.Taken(over), context.Canceled, "nothing has happened")
+			told := make(chan error, 1)
+			go func() { told <- s.Taken(t.Context()) }()
+			take(t, c)
+			require.ErrorIs(t, s.Write(set("k", "3")), ErrTaken)
+			require.ErrorIs(t, receive(t, told), ErrTaken)
+		})
+	}
+}
+
+func TestWritesAfterTheLeadDoNotLast(t *testing.T) {
+	c := cluster(t)
+	begin := func() (*Store, context.CancelCauseFunc) {
+		ctx, end := context.WithCancelCause(t.Context())
+		s, err := OpenStore(ctx, c.Client(), "n", "state")
+		require.NoError(t, err)
+		return s, end
+	}
+	s, end := begin()
+	end(nil)
+	require.NoError(t, s.Write(set("k", "1")), "the lease is still held")
+	s, end = begin()
+	c.Slow(8 * time.Second) // less than a write may take while it leads
+	end(nil)
+	require.ErrorIs(t, s.Write(set("k", "2")), context.Canceled, "it is cut off before its own time is up")
+	c.Slow(0)
+	s, end = begin()
+	end(ErrLost)
+	c.ResetCalls()
+	require.ErrorIs(t, s.Write(set("k", "3")), ErrLost)
+	require.Empty(t, c.Calls(), "it is not even tried")
+	require.Equal(t, []string{"b/k=1"}, all(t, open(t, c), "b"))
+}
+
 func TestTheSecretMayBeLabelledByOthers(t *testing.T) {
 	c := cluster(t)
 	s := open(t, c)
@@ -126,7 +179,7 @@ func TestWhatMayNotBeWrittenIsSaid(t *testing.T) {
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
-	require.ErrorIs(t, s.Write(state.Change{Bucket: "b", Key: "big", Value: noise}), ErrFull)
+	require.ErrorIs(t, s.Write(state.Change{Bucket: "b", Key: "big", Value: noise}), state.ErrFull)
 	require.Equal(t, []string{"b/k=2"}, all(t, s, "b"))
 }
 
