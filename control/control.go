@@ -44,6 +44,9 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// Now is the clock, time.Now for nil.
 	Now func() time.Time
+	// RouterStart is how long routers that reported to another control plane before may need to find this one; no replica counts as
+	// drained until then. Default 5s.
+	RouterStart time.Duration
 	// Interval between two looks at the platform if nothing else wakes us. Default 1s.
 	Interval time.Duration
 }
@@ -147,7 +150,6 @@ func New(o Options) (*Control, error) {
 		kick: make(chan struct{}, 1), changed: make(chan struct{}),
 		models: map[string]memory{}, backoff: map[string]backoff{}, suspects: map[string]bool{},
 		scaling: map[string]scale.State{}, startTime: map[string]float64{},
-		routers: &routers{started: o.Now()},
 	}
 	c.hosts, _ = o.Placer.(adapters.Hosts)
 	c.configurer, _ = o.Placer.(adapters.Configurer)
@@ -158,6 +160,11 @@ func New(o Options) (*Control, error) {
 	if err := c.load(); err != nil {
 		return nil, err
 	}
+	start := cmp.Or(o.RouterStart, defaultRouterStart)
+	if c.want.fleet == nil { // no control plane was there before this one
+		start = min(start, defaultRouterStart)
+	}
+	c.routers = &routers{found: o.Now().Add(start)}
 	c.version = o.Now().UnixMilli() // beyond those of the process before
 	c.view, c.settings = c.makeView(o.Now()), c.makeSettings()
 	return c, nil

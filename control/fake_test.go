@@ -26,6 +26,7 @@ type bench struct {
 	router  *fakeRouter
 	engines Engines
 	wrap    adapters.Placer // in place of placer
+	found   time.Duration   // Options.RouterStart
 	stop    func()
 }
 
@@ -40,7 +41,7 @@ func newBench(t *testing.T) *bench {
 // start makes the control plane, anew over the same store after a stop.
 func (b *bench) start() {
 	b.t.Helper()
-	o := Options{Store: b.store, Placer: b.placer, Engines: b.engines}
+	o := Options{Store: b.store, Placer: b.placer, Engines: b.engines, RouterStart: b.found}
 	if b.wrap != nil {
 		o.Placer = b.wrap
 	}

@@ -30,7 +30,7 @@ type world struct {
 func newWorld(t *rapid.T) *world {
 	w := &world{T: t, clock: time.Unix(1_700_000_000, 0), load: map[string]int{}, leaving: map[string]bool{}, mem: memory{}.clone()}
 	w.placer = adapters.NewInMemoryPlacer(func() time.Time { return w.clock })
-	w.routers = &routers{started: w.clock.Add(-time.Hour)}
+	w.routers = &routers{found: w.clock}
 	m := mobula.NewModel("m")
 	m.Engine.Kind = "sim"
 	m.Engine.StartTimeout = mobula.Duration(10 * time.Minute)

@@ -11,9 +11,9 @@ import (
 const (
 	// A router that has not reported for routerSilent is away: what it holds is unknown and not waited for.
 	routerSilent = 10 * time.Second
-	// routerStart is how long a control plane that has just started waits for routers to find it: they
+	// defaultRouterStart is enough where routers find a control plane that has just started at once: they
 	// report every second, four in a very large fleet.
-	routerStart = 5 * time.Second
+	defaultRouterStart = 5 * time.Second
 	// One that has not for routerForgotten is forgotten.
 	routerForgotten = time.Minute
 	// maxRouters bounds how many are remembered.
@@ -24,7 +24,7 @@ const (
 
 // routers is what all routers report, at one moment. It is not changed once it is made.
 type routers struct {
-	started time.Time // of this control plane, which has heard nobody before
+	found   time.Time // by when all of them have found this control plane, which has heard nobody before its start
 	reports []routerReport
 	// loads are the endpoints' reports over the routers that are not silent.
 	loads map[string]*load
@@ -49,7 +49,7 @@ type load struct {
 
 // with gives the routers after one more report.
 func (rs *routers) with(r mobula.Report, now time.Time) *routers {
-	next := &routers{started: rs.started, reports: make([]routerReport, 0, len(rs.reports)+1)}
+	next := &routers{found: rs.found, reports: make([]routerReport, 0, len(rs.reports)+1)}
 	for _, o := range rs.reports {
 		if o.report.Router != r.Router && now.Sub(o.heard) < routerForgotten {
 			next.reports = append(next.reports, o)
@@ -149,7 +149,7 @@ func (rs *routers) inFlight(id string, now time.Time) int {
 // idle tells whether a replica that is marked since then has nothing left to do: every router knows the mark and has no
 // request there, or has said after it that it knows no such replica.
 func (rs *routers) idle(id string, since, now time.Time) bool {
-	if now.Sub(rs.started) < routerStart { // there may be routers that have not found us yet
+	if now.Before(rs.found) { // there may be routers that have not found us yet
 		return false
 	}
 	anyone := false

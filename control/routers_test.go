@@ -44,7 +44,7 @@ func TestIdleWhenAllRoutersSaySo(t *testing.T) {
 		"the newer word of one router is taken": {[]said{{"a", time.Second, true, true, 5}, {"a", 2 * time.Second, true, true, 0}}, 3 * time.Second, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rs := &routers{started: start}
+			rs := &routers{found: start}
 			for _, s := range tc.said {
 				r := mobula.Report{Router: s.router}
 				if s.listed {
@@ -53,15 +53,15 @@ func TestIdleWhenAllRoutersSaySo(t *testing.T) {
 				rs = rs.with(r, marked.Add(s.after))
 			}
 			require.Equal(t, tc.want, rs.idle("x", marked, marked.Add(tc.now)))
-			rs.started = marked
-			require.False(t, rs.idle("x", marked, marked.Add(routerStart-time.Millisecond)), "just started, it may not have heard of all")
+			rs.found = marked.Add(tc.now).Add(time.Millisecond)
+			require.False(t, rs.idle("x", marked, marked.Add(tc.now)), "just started, it may not have heard of all")
 		})
 	}
 }
 
 func TestRoutersAreBounded(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
-	rs := &routers{started: now}
+	rs := &routers{found: now}
 	for i := range 2 * maxRouters {
 		rs = rs.with(mobula.Report{Router: strconv.Itoa(i)}, now.Add(time.Duration(i)*time.Millisecond))
 	}
@@ -72,7 +72,7 @@ func TestRoutersAreBounded(t *testing.T) {
 
 func TestLoadsAreSums(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
-	rs := &routers{started: now}
+	rs := &routers{found: now}
 	rs = rs.with(mobula.Report{
 		Router:    "a",
 		Endpoints: []mobula.EndpointReport{{ID: "x", State: "up", InFlight: 2, WaitingTokens: 10, KVUsage: 0.5, Running: 3, Waiting: -1}},

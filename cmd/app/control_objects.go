@@ -111,6 +111,10 @@ func awaitRights(ctx context.Context, o controlOptions, c *kubernetes.Connection
 	}
 }
 
+// objectsRouterStart: the pod of a leader whose node has died keeps its label, and routers dial it, until Kubernetes takes the node for
+// lost, which it does after 40 s.
+const objectsRouterStart = 45 * time.Second
+
 // leadObjects is the control plane while it leads.
 func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.Connection, probes *probes, logger *slog.Logger) error {
 	store, err := leader.OpenStore(ctx, c.Client, c.Namespace, o.state)
@@ -131,7 +135,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	var backend *objectPlane
 	var p *plane
 	p, access, err := who.plane(l, o.address, planeOptions{
-		Logger: logger,
+		Logger: logger, RouterStart: objectsRouterStart,
 		Kubernetes: kubernetes.Options{
 			Client: c.Client, Dynamic: c.Dynamic, Namespace: c.Namespace, OwnImage: o.image,
 			Owner: func(model string) *metav1.OwnerReference { return objects.Owner(model) },

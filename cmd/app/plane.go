@@ -41,6 +41,8 @@ type planeOptions struct {
 	Gate        *gate // takes hosts in; nil takes none
 	// EngineKey is what vLLM engines ask for, if anything.
 	EngineKey mobula.Secret
+	// RouterStart is control.Options'.
+	RouterStart time.Duration
 	// Kubernetes sets up the platforms of Kubernetes clusters.
 	Kubernetes kubernetes.Options
 	// Backend is what the admin API speaks to. Default: the control plane itself.
@@ -92,7 +94,10 @@ func newPlane(o planeOptions) (*plane, error) {
 		return nil, fmt.Errorf("platform kubernetes: %w", err)
 	}
 	p.platforms = newPlatforms(p.hosts, p.cluster, p.pods, shared)
-	p.control, err = control.New(control.Options{Store: o.Store, Placer: p.platforms, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry})
+	p.control, err = control.New(control.Options{
+		Store: o.Store, Placer: p.platforms, Engines: keyedEngines{p.engines, o.EngineKey}, Logger: o.Logger, Registerer: registry,
+		RouterStart: o.RouterStart,
+	})
 	if err != nil {
 		return nil, err
 	}
