@@ -72,7 +72,7 @@ func (c *Control) Apply(ctx context.Context, file []byte, source string, dry, fo
 	if move.moved {
 		c.asked = nil
 	}
-	c.notef("fleet", "Applied", false, "generation %d of fleet %s from %s", d.want.Generation, next.Name, source)
+	d.notef("fleet", "Applied", "generation %d of fleet %s from %s", d.want.Generation, next.Name, source)
 	if err := c.commit(d); err != nil {
 		undo()
 		return nil, err

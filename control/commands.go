@@ -67,17 +67,18 @@ func (c *Control) Events(ctx context.Context, after int64, wait bool) ([]Event, 
 }
 
 // edit changes what is remembered of a model that is wanted. c.mu is not held.
-func (c *Control) edit(name string, f func(m *memory) error) error {
+func (c *Control) edit(name string, f func(m *memory, d *draft) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.want.model(name) == nil {
 		return c.noModel(name)
 	}
 	m := c.models[name].clone()
-	if err := f(&m); err != nil {
+	d := draft{models: map[string]*memory{name: &m}}
+	if err := f(&m, &d); err != nil {
 		return err
 	}
-	if err := c.commit(draft{models: map[string]*memory{name: &m}}); err != nil {
+	if err := c.commit(d); err != nil {
 		return err
 	}
 	c.changedByHand()
@@ -97,14 +98,14 @@ func (c *Control) Scale(_ context.Context, model string, replicas int) error {
 	if replicas > mobula.MaxReplicas {
 		return fmt.Errorf("%w: want at most %d replicas, got %d", ErrInvalid, mobula.MaxReplicas, replicas)
 	}
-	return c.edit(model, func(m *memory) error {
+	return c.edit(model, func(m *memory, d *draft) error {
 		if replicas < 0 {
 			m.Scaled = nil
-			c.notef("model/"+model, "Scaled", false, "by hand: back to %s of the fleet file", m.Range)
+			d.notef("model/"+model, "Scaled", "by hand: back to %s of the fleet file", m.Range)
 			return nil
 		}
 		m.Scaled = &replicas
-		c.notef("model/"+model, "Scaled", false, "by hand: %d replicas", replicas)
+		d.notef("model/"+model, "Scaled", "by hand: %d replicas", replicas)
 		return nil
 	})
 }
@@ -115,7 +116,7 @@ func (c *Control) Drain(_ context.Context, replica string, on bool) error {
 	if err != nil {
 		return err
 	}
-	return c.edit(model, func(m *memory) error {
+	return c.edit(model, func(m *memory, d *draft) error {
 		mk, marked := m.Marks[replica]
 		switch {
 		case !on && mk.Released:
@@ -130,7 +131,7 @@ func (c *Control) Drain(_ context.Context, replica string, on bool) error {
 		}
 		mk.Person, mk.Sleep = true, false
 		m.Marks[replica] = mk
-		c.notef("replica/"+replica, "Draining", false, "by hand: it gets no new requests")
+		d.notef("replica/"+replica, "Draining", "by hand: it gets no new requests")
 		return nil
 	})
 }
@@ -166,13 +167,18 @@ func (c *Control) Cordon(ctx context.Context, host string, on, drain bool) error
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.observed.at = c.observed.at.AddDate(-1, 0, 0) // look again
-	c.notef("host/"+host, "Cordoned", false, "cordoned: %t, drained: %t", on, on && drain)
-	return c.leave(host, on && drain)
+	var d draft
+	d.notef("host/"+host, "Cordoned", "cordoned: %t, drained: %t", on, on && drain)
+	return c.leave(d, host, on && drain)
 }
 
-// leave remembers whether a host is to be emptied. c.mu is held.
-func (c *Control) leave(host string, on bool) error {
-	if c.want.Leaving[host] != on {
+// leave remembers whether a host is to be emptied, and has d tell of it. c.mu is held.
+func (c *Control) leave(d draft, host string, on bool) error {
+	if c.want.Leaving[host] == on { // there is nothing to write
+		for i := range d.events {
+			c.note(d.events[i])
+		}
+	} else {
 		want := c.want
 		want.Leaving = maps.Clone(want.Leaving)
 		if want.Leaving == nil {
@@ -183,7 +189,8 @@ func (c *Control) leave(host string, on bool) error {
 		} else {
 			delete(want.Leaving, host)
 		}
-		if err := c.commit(draft{want: &want}); err != nil {
+		d.want = &want
+		if err := c.commit(d); err != nil {
 			return err
 		}
 	}
@@ -202,8 +209,9 @@ func (c *Control) Forget(ctx context.Context, host string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.observed.at = c.observed.at.AddDate(-1, 0, 0)
-	c.notef("host/"+host, "Forgotten", false, "by hand: it is gone for good")
-	return c.leave(host, false)
+	var d draft
+	d.notef("host/"+host, "Forgotten", "by hand: it is gone for good")
+	return c.leave(d, host, false)
 }
 
 // Restart replaces all replicas of a model, or of all models for "", within the bounds of their rollouts.
@@ -218,7 +226,7 @@ func (c *Control) Restart(_ context.Context, model string) error {
 			m.Pin = ""
 			m.Phase, m.Reason, m.Since = RolloutProgressing, "restarted by hand", c.o.Now()
 			d.models[name] = &m
-			c.notef("model/"+name, "Restarted", false, "by hand: all replicas are replaced")
+			d.notef("model/"+name, "Restarted", "by hand: all replicas are replaced")
 		}
 	}
 	if len(d.models) == 0 && model != "" {
@@ -233,7 +241,7 @@ func (c *Control) Restart(_ context.Context, model string) error {
 
 // Rollback makes a model's last good revision the wanted one, until an apply changes more of it than its replicas, or a restart.
 func (c *Control) Rollback(_ context.Context, model string) error {
-	return c.edit(model, func(m *memory) error {
+	return c.edit(model, func(m *memory, d *draft) error {
 		to := m.Good
 		if to == m.Target {
 			to = m.Previous
@@ -241,7 +249,7 @@ func (c *Control) Rollback(_ context.Context, model string) error {
 		if _, known := m.Revisions[to]; !known || to == m.Target {
 			return fmt.Errorf("%w: model %s has no earlier revision that was good", ErrConflict, model)
 		}
-		c.notef("model/"+model, "RolledBack", false, "by hand: from revision %s to %s", m.Target, to)
+		d.notef("model/"+model, "RolledBack", "by hand: from revision %s to %s", m.Target, to)
 		m.Pin = to
 		m.Phase, m.Reason, m.Since = RolloutProgressing, "rolled back by hand", c.o.Now()
 		return nil
@@ -251,9 +259,9 @@ func (c *Control) Rollback(_ context.Context, model string) error {
 // Delete drains and stops a model's replicas until an apply wants it again, or those of the whole fleet for "".
 func (c *Control) Delete(_ context.Context, model string) error {
 	if model != "" {
-		return c.edit(model, func(m *memory) error {
+		return c.edit(model, func(m *memory, d *draft) error {
 			m.Deleted = true
-			c.notef("model/"+model, "Deleted", false, "by hand: its replicas are drained and stopped")
+			d.notef("model/"+model, "Deleted", "by hand: its replicas are drained and stopped")
 			return nil
 		})
 	}
@@ -264,8 +272,9 @@ func (c *Control) Delete(_ context.Context, model string) error {
 	}
 	want := c.want
 	want.Deleted = true
-	c.notef("fleet", "Deleted", false, "by hand: all replicas of fleet %s are drained and stopped", want.name())
-	if err := c.commit(draft{want: &want}); err != nil {
+	d := draft{want: &want}
+	d.notef("fleet", "Deleted", "by hand: all replicas of fleet %s are drained and stopped", want.name())
+	if err := c.commit(d); err != nil {
 		return err
 	}
 	c.changedByHand()

@@ -249,6 +249,11 @@ func (c *Control) note(e Event) {
 		e.At = c.o.Now()
 	}
 	c.events.add(e)
+	c.noted(&e)
+}
+
+// noted tells of an event that is among the others now. c.mu is held.
+func (c *Control) noted(e *Event) {
 	c.viewDirty = true
 	c.log.Info("event", "object", e.Object, "reason", e.Reason, "message", e.Message, "warning", e.Warning)
 }

@@ -2,7 +2,9 @@ package control
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,9 +130,19 @@ type draft struct {
 	want    *desired           // nil for no change
 	models  map[string]*memory // nil to forget one
 	history bool               // want is a new generation
+	events  []Event            // that tell of it, noted only when it is in force
 }
 
-// commit writes a draft and puts it in force. c.mu is held.
+// notef has a draft tell something, and warnf that something is wrong.
+func (d *draft) notef(object, reason, format string, args ...any) {
+	d.events = append(d.events, Event{Object: object, Reason: reason, Message: fmt.Sprintf(format, args...)})
+}
+
+func (d *draft) warnf(object, reason, format string, args ...any) {
+	d.events = append(d.events, Event{Object: object, Reason: reason, Warning: true, Message: fmt.Sprintf(format, args...)})
+}
+
+// commit writes a draft and puts it in force. One that can't be written changes nothing but that an event says so. c.mu is held.
 func (c *Control) commit(d draft) error {
 	var all []state.Change
 	set := func(key string, value any) error {
@@ -159,9 +171,9 @@ func (c *Control) commit(d draft) error {
 			return err
 		}
 	}
-	dirty := c.events.dirty
-	if dirty {
-		data, err := c.events.encode()
+	events := c.events.with(d.events, c.o.Now())
+	if events.dirty {
+		data, err := events.encode(keptEvents)
 		if err != nil {
 			return err
 		}
@@ -170,10 +182,20 @@ func (c *Control) commit(d draft) error {
 	if len(all) == 0 {
 		return nil
 	}
-	if err := c.o.Store.Write(all...); err != nil {
-		return fmt.Errorf("write the control plane's state: %w", err)
+	err := c.o.Store.Write(all...)
+	if errors.Is(err, state.ErrFull) {
+		err = c.squeeze(all, &events)
 	}
+	if err != nil {
+		err = fmt.Errorf("write the control plane's state: %w", err)
+		c.notef("fleet", "StateNotWritten", true, "%v", err)
+		return err
+	}
+	c.events = events
 	c.events.dirty = false
+	for i := range d.events {
+		c.noted(&d.events[i])
+	}
 	if d.want != nil {
 		c.want = *d.want
 	}
@@ -185,6 +207,27 @@ func (c *Control) commit(d draft) error {
 		}
 	}
 	return nil
+}
+
+// squeeze writes changes without what can be done without: files of former applies, and events but for the newest.
+func (c *Control) squeeze(all []state.Change, events *events) error {
+	const kept = 20
+	all = slices.DeleteFunc(all, func(ch state.Change) bool { return ch.Key == keyEvents || strings.HasPrefix(ch.Key, preHistory) })
+	data, err := events.encode(kept)
+	if err != nil {
+		return err
+	}
+	all = append(all, state.Change{Bucket: bucket, Key: keyEvents, Value: data})
+	err = c.o.Store.Each(bucket, func(key string, _ []byte) error {
+		if strings.HasPrefix(key, preHistory) {
+			all = append(all, state.Change{Bucket: bucket, Key: key})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.o.Store.Write(all...)
 }
 
 func historyKey(generation int64) string {

@@ -116,14 +116,14 @@ func (e *engineCalls) begin(ctx context.Context, d *decision) {
 
 // slept remembers that a replica sleeps, or gives up having it sleep. c.mu is held.
 func (e *engineCalls) slept(r *mobula.Replica, err error, tries int) {
-	e.editMark(r, func(m *memory, mk mark) {
+	e.editMark(r, func(m *memory, mk mark, d *draft) {
 		switch {
 		case err == nil:
 			mk.Asleep, mk.Restarts = true, r.Restarts
-			e.c.notef("replica/"+r.ID, "Asleep", false, "it is not needed and sleeps")
+			d.notef("replica/"+r.ID, "Asleep", "it is not needed and sleeps")
 		case tries >= maxSleepTries:
 			mk.Sleep = false
-			e.c.notef("replica/"+r.ID, "SleepFailed", true, "it stops in place of sleeping: %v", err)
+			d.warnf("replica/"+r.ID, "SleepFailed", "it stops in place of sleeping: %v", err)
 		default:
 			return
 		}
@@ -133,28 +133,29 @@ func (e *engineCalls) slept(r *mobula.Replica, err error, tries int) {
 
 // woke remembers that a replica is back, or gives it up. c.mu is held.
 func (e *engineCalls) woke(r *mobula.Replica, err error, tries int) {
-	e.editMark(r, func(m *memory, mk mark) {
+	e.editMark(r, func(m *memory, mk mark, d *draft) {
 		switch {
 		case err == nil:
 			delete(m.Marks, r.ID)
-			e.c.notef("replica/"+r.ID, "Awake", false, "it is needed and awake again")
+			d.notef("replica/"+r.ID, "Awake", "it is needed and awake again")
 		case tries >= maxSleepTries:
 			mk.Sleep, mk.Waking = false, false
 			m.Marks[r.ID] = mk
-			e.c.notef("replica/"+r.ID, "WakeFailed", true, "it is replaced: %v", err)
+			d.warnf("replica/"+r.ID, "WakeFailed", "it is replaced: %v", err)
 		}
 	})
 }
 
 // editMark changes a model's memory if the replica is still marked. c.mu is held.
-func (e *engineCalls) editMark(r *mobula.Replica, f func(m *memory, mk mark)) {
+func (e *engineCalls) editMark(r *mobula.Replica, f func(m *memory, mk mark, d *draft)) {
 	mem := e.c.models[r.Model].clone()
 	mk, marked := mem.Marks[r.ID]
 	if !marked || mk.Released {
 		return
 	}
-	f(&mem, mk)
-	if err := e.c.commit(draft{models: map[string]*memory{r.Model: &mem}}); err != nil {
+	d := draft{models: map[string]*memory{r.Model: &mem}}
+	f(&mem, mk, &d)
+	if err := e.c.commit(d); err != nil {
 		e.c.log.Error("can't remember that a replica sleeps or is awake", "replica", r.ID, "error", err)
 	}
 	e.c.viewDirty = true
@@ -293,15 +294,16 @@ func (e *engineCalls) loraDone(model string, a lora.Action, err error) {
 	}
 	mem := e.c.models[model].clone()
 	mem.LoRA = mem.LoRA.Done(a, err, e.c.o.Now())
+	d := draft{models: map[string]*memory{model: &mem}}
 	switch {
 	case err != nil:
-		e.c.notef("model/"+model, "LoRAFailed", true, "%s %s on replica %s: %v", a.Kind, a.LoRA, a.Replica, err)
+		d.warnf("model/"+model, "LoRAFailed", "%s %s on replica %s: %v", a.Kind, a.LoRA, a.Replica, err)
 	case a.Kind == lora.Load:
-		e.c.notef("model/"+model, "LoRALoaded", false, "%s on replica %s", a.LoRA, a.Replica)
+		d.notef("model/"+model, "LoRALoaded", "%s on replica %s", a.LoRA, a.Replica)
 	default:
-		e.c.notef("model/"+model, "LoRAUnloaded", false, "%s on replica %s", a.LoRA, a.Replica)
+		d.notef("model/"+model, "LoRAUnloaded", "%s on replica %s", a.LoRA, a.Replica)
 	}
-	if err := e.c.commit(draft{models: map[string]*memory{model: &mem}}); err != nil {
+	if err := e.c.commit(d); err != nil {
 		e.c.log.Error("can't remember a LoRA", "model", model, "lora", a.LoRA, "error", err)
 	}
 }

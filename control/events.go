@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/mobula-serve/mobula"
 )
@@ -35,6 +36,22 @@ func (es *events) add(e Event) {
 	es.list = append(es.list, e)
 }
 
+// with gives the events with more of them; those before stay as they are.
+func (es *events) with(more []Event, now time.Time) events {
+	next := *es
+	if len(more) == 0 {
+		return next
+	}
+	next.list = slices.Clone(es.list)
+	for _, e := range more {
+		if e.At.IsZero() {
+			e.At = now
+		}
+		next.add(e)
+	}
+	return next
+}
+
 // same finds e among the last ones: what fails again and again must not push out all else.
 func (es *events) same(e *Event) int {
 	for i := len(es.list) - 1; i >= max(0, len(es.list)-keptEvents); i-- {
@@ -53,8 +70,9 @@ func (es *events) after(seq int64) []Event {
 	return slices.Clone(es.list[i:])
 }
 
-func (es *events) encode() ([]byte, error) {
-	data, err := json.Marshal(es.list[max(0, len(es.list)-keptEvents):])
+// encode gives the newest events for the Store.
+func (es *events) encode(n int) ([]byte, error) {
+	data, err := json.Marshal(es.list[max(0, len(es.list)-n):])
 	if err != nil {
 		return nil, fmt.Errorf("encode events: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -153,13 +154,10 @@ func (c *Control) decide() (decisions []decision, again bool) {
 	d := draft{models: map[string]*memory{}}
 	for i := range situations {
 		s := &situations[i]
-		s.was = c.autoscale(s, s.was)
+		s.was = c.autoscale(s, s.was, &d)
 		done := plan(s)
 		done.loras, done.ask, done.mem = c.engines.lorasFor(s, done.mem)
-		for i := range done.events {
-			c.note(done.events[i])
-			c.metrics.outcome(&done.events[i], s.name)
-		}
+		d.events = append(d.events, done.events...)
 		if done.forget {
 			d.models[s.name] = nil
 			delete(c.backoff, s.name)
@@ -176,7 +174,7 @@ func (c *Control) decide() (decisions []decision, again bool) {
 	}
 	if c.want.Deleted && len(situations) == 0 {
 		d.want = &desired{Generation: c.want.Generation, Leaving: c.want.Leaving, Former: c.want.Former}
-		c.notef("fleet", "Deleted", false, "nothing is left of fleet %s", c.want.name())
+		d.notef("fleet", "Deleted", "nothing is left of fleet %s", c.want.name())
 	}
 	if len(d.models) > 0 || d.want != nil {
 		c.viewDirty = true
@@ -185,6 +183,9 @@ func (c *Control) decide() (decisions []decision, again bool) {
 		c.log.Error("can't remember what to do, so nothing is done", "error", err)
 		c.viewDirty = true
 		return nil, false
+	}
+	for i := range d.events {
+		c.metrics.outcome(&d.events[i], strings.TrimPrefix(d.events[i].Object, "model/"))
 	}
 	if d.want != nil {
 		c.asked, c.observed = nil, observation{hosts: c.observed.hosts}

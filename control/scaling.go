@@ -10,8 +10,8 @@ import (
 // scaleEvery is the pace at which the autoscaler is asked.
 const scaleEvery = 900 * time.Millisecond
 
-// autoscale has the autoscaler decide on a model, and gives its memory with that. c.mu is held.
-func (c *Control) autoscale(s *situation, mem memory) memory {
+// autoscale has the autoscaler decide on a model, and gives its memory with that; d tells of it. c.mu is held.
+func (c *Control) autoscale(s *situation, mem memory, d *draft) memory {
 	st, known := c.scaling[s.name]
 	if !known && mem.Scale != nil {
 		st = *mem.Scale
@@ -19,15 +19,17 @@ func (c *Control) autoscale(s *situation, mem memory) memory {
 	if s.want == nil || mem.Deleted || mem.Scaled != nil || s.now.Sub(st.At) < scaleEvery && !s.now.Before(st.At) {
 		return mem
 	}
-	d, st := scale.Decide(scaleInput(s, &mem, c.startTime[s.name]), st)
+	to, st := scale.Decide(scaleInput(s, &mem, c.startTime[s.name]), st)
 	c.scaling[s.name] = st
-	if d.Replicas == mem.Auto && mem.ScaleReason != "" { // at first there may be none wanted, and why is not said yet
+	if to.Replicas == mem.Auto && mem.ScaleReason != "" { // at first there may be none wanted, and why is not said yet
 		return mem
 	}
-	if d.Replicas != mem.Auto && mem.Range.Min < mem.Range.Max && mem.Phase != "" {
-		c.notef("model/"+s.name, "Scaled", false, "%s", d.Reason)
+	if to.Replicas != mem.Auto && mem.Range.Min < mem.Range.Max && mem.Phase != "" {
+		d.notef("model/"+s.name, "Scaled", "%s", to.Reason)
 	}
-	mem.Auto, mem.ScaleReason, mem.Scale = d.Replicas, d.Reason, &st
+	kept := st
+	kept.Ups, kept.Downs = nil, nil // most of it, and worth nothing after a gap of half a minute
+	mem.Auto, mem.ScaleReason, mem.Scale = to.Replicas, to.Reason, &kept
 	return mem
 }
 

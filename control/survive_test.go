@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/mobula-serve/mobula"
@@ -138,6 +140,33 @@ func TestRestartKeepsWhatWasDecided(t *testing.T) {
 		file, err := b.Fleet(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, fleetFile(simModel("a", "2")), string(file))
+	})
+}
+
+// Routers that have not found the control plane that takes over may have requests anywhere.
+func TestWhoTakesOverWaitsForRouters(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.Auto(true)
+		b.stop()
+		b.found = 45 * time.Second
+		b.start()
+		b.apply(fleetFile(simModel("a", "2")))
+		b.pass(20 * time.Second)
+		require.NoError(t, b.Scale(t.Context(), "a", 1))
+		b.pass(10 * time.Second)
+		require.Len(t, b.placer.Replicas(), 1, "no control plane was there before the first one")
+		require.NoError(t, b.Scale(t.Context(), "a", 2))
+		b.pass(20 * time.Second)
+		id := b.replicas(mobula.StateReady)[0]
+		require.NoError(t, b.Drain(t.Context(), id, true))
+		b.stop()
+		b.start()
+		b.pass(44 * time.Second)
+		require.Equal(t, []string{id}, b.replicas(mobula.StateDraining))
+		b.pass(10 * time.Second)
+		require.Empty(t, b.replicas(mobula.StateDraining))
+		require.Contains(t, b.reasons(), "Drained")
 	})
 }
 
@@ -310,5 +339,136 @@ func TestAChangeDuringARoundIsSeenInTheNext(t *testing.T) {
 			b.pass(20 * time.Second)
 			require.Equal(t, []string{id}, b.replicas(mobula.StateReady))
 		}
+	})
+}
+
+// refusingStore refuses what is written while it is told to.
+type refusingStore struct {
+	state.Store
+	mu  sync.Mutex
+	why error
+}
+
+func (s *refusingStore) refuse(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.why = why
+}
+
+func (s *refusingStore) Write(changes ...state.Change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why != nil {
+		return s.why
+	}
+	return s.Store.Write(changes...)
+}
+
+func TestNothingIsToldThatCouldNotBeWritten(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.stop()
+		store := &refusingStore{Store: b.store}
+		b.store = store
+		b.start()
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "2")))
+		b.pass(5 * time.Second)
+		told := func() (all []Event) {
+			events, err := b.Events(t.Context(), 0, false)
+			require.NoError(t, err)
+			return slices.DeleteFunc(events, func(e Event) bool { return e.Reason == "ReplicaReady" }) // as it is, whatever is written
+		}
+		complete := func() float64 { return testutil.ToFloat64(b.metrics.rollouts.WithLabelValues("a", "complete")) }
+		before := told()
+
+		store.refuse(errors.New("secrets are forbidden"))
+		b.placer.Auto(true) // the rollout would be complete
+		b.pass(20 * time.Second)
+		require.Error(t, b.Scale(t.Context(), "a", 3))
+		require.Error(t, b.Restart(t.Context(), "a"))
+		require.Error(t, b.Delete(t.Context(), "a"))
+		require.Error(t, b.Delete(t.Context(), ""))
+		for range 3 {
+			_, err := b.Apply(t.Context(), []byte(fleetFile(simModel("a", "1"))), "test", false, false)
+			require.ErrorContains(t, err, "forbidden")
+		}
+		after := told()
+		require.Len(t, after, len(before)+1)
+		require.Equal(t, before, after[:len(before)])
+		last := after[len(before)]
+		require.Equal(t, "StateNotWritten", last.Reason)
+		require.Contains(t, last.Message, "secrets are forbidden")
+		require.True(t, last.Warning)
+		require.Greater(t, last.Count, 7)
+		require.Zero(t, complete())
+		require.Equal(t, RolloutProgressing, b.model("a").Rollout)
+
+		store.refuse(nil)
+		b.pass(5 * time.Second)
+		require.Equal(t, RolloutComplete, b.model("a").Rollout)
+		require.InDelta(t, 1, complete(), 0)
+		require.NoError(t, b.Scale(t.Context(), "a", 3))
+		b.pass(20 * time.Second)
+		require.Equal(t, 3, b.model("a").Ready)
+		require.Contains(t, b.reasons(), "Scaled")
+		b.stop()
+		b.start()
+		require.Contains(t, b.reasons(), "StateNotWritten")
+	})
+}
+
+// smallStore holds so many bytes.
+type smallStore struct {
+	state.Store
+	most int
+}
+
+func (s *smallStore) Write(changes ...state.Change) error {
+	n, next := 0, map[string][]byte{}
+	err := s.Each(bucket, func(key string, value []byte) error {
+		next[key] = value
+		return nil
+	})
+	for _, c := range changes {
+		next[c.Key] = c.Value
+	}
+	for key := range next {
+		n += len(next[key])
+	}
+	if n > s.most {
+		err = state.ErrFull
+	}
+	if err != nil {
+		return err
+	}
+	return s.Store.Write(changes...)
+}
+
+func TestAFullStoreKeepsWhatMatters(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.Auto(true)
+		b.stop()
+		b.store = &smallStore{b.store, 16 << 10}
+		b.start()
+		for i := range 60 {
+			b.apply(fleetFile(simModel("a", strconv.Itoa(1+i%3)), simModel("b", "1", "source: x"+strconv.Itoa(i))))
+			b.pass(time.Minute)
+			require.Equal(t, 1+i%3, b.model("a").Ready)
+			require.Equal(t, RolloutComplete, b.model("b").Rollout)
+		}
+		require.NotContains(t, b.reasons(), "StateNotWritten")
+		before := b.view().Generation
+		_, err := b.Apply(t.Context(), []byte(fleetFile(simModel("a", "2"), simModel("b", "1", "source: "+strings.Repeat("x", 16<<10)))), "test", false, false)
+		require.ErrorIs(t, err, state.ErrFull)
+		require.Contains(t, b.reasons(), "StateNotWritten")
+		require.Equal(t, before, b.view().Generation)
+		require.NoError(t, b.Scale(t.Context(), "a", 4), "the old state stays in use")
+		b.pass(time.Minute)
+		require.Equal(t, 4, b.model("a").Ready)
+		b.stop()
+		b.start()
+		require.Equal(t, before, b.view().Generation)
 	})
 }
