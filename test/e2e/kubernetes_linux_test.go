@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mobula-serve/mobula/adapters/kubernetes/kubetest"
 	"github.com/mobula-serve/mobula/adapters/kubernetes/resources"
@@ -296,6 +297,33 @@ func TestKubernetesControlPlaneIsReplaced(t *testing.T) {
 	w.awaitServing("chat", 2)
 	load.More(20)
 	load.End()
+}
+
+// A leader whose Secret somebody else writes ends and is followed; so is one whose Secret is deleted.
+func TestKubernetesStateIsWrittenFromOutside(t *testing.T) {
+	t.Parallel()
+	w := newObjectFleet(t, fleetObject+chatObject(1, "}"))
+	w.awaitServing("chat", 1)
+	secrets := w.cluster.Client().CoreV1().Secrets("default")
+	w.startControl("control-b")
+	secret, err := secrets.Get(t.Context(), stateSecret, metav1.GetOptions{})
+	require.NoError(t, err)
+	w.patch(resources.KindModel, "chat", `{"spec":{"replicas":2}}`, "scale")
+	w.awaitServing("chat", 2)
+	secret.ResourceVersion = "" // as kubectl replace does
+	_, err = secrets.Update(t.Context(), secret, metav1.UpdateOptions{})
+	require.NoError(t, err)
+	w.patch(resources.KindModel, "chat", `{"spec":{"replicas":3}}`, "scale")
+	w.ends("control-a", "another control plane has written the state")
+	w.leads("control-b")
+	w.awaitServing("chat", 3)
+
+	w.startControl("control-a")
+	require.NoError(t, secrets.Delete(t.Context(), stateSecret, metav1.DeleteOptions{}))
+	w.patch(resources.KindModel, "chat", `{"spec":{"replicas":4}}`, "scale")
+	w.ends("control-b", "it has been deleted")
+	w.leads("control-a")
+	w.awaitServing("chat", 4)
 }
 
 func TestKubernetesAPIServerComesAndGoes(t *testing.T) {
