@@ -275,7 +275,11 @@ func (p *planner) idle(id string, m *mark) bool {
 	if !slices.Contains(p.asked[m.Revision].Drain, id) {
 		return false // the platform has not heard of it
 	}
-	return p.routers.idle(id, m.Since, p.now)
+	since := m.Since
+	if r := p.replica(id); r != nil && r.Since.After(since) { // routers that had given it up may not have found that it is back
+		since = r.Since
+	}
+	return p.routers.idle(id, since, p.now)
 }
 
 func (p *planner) replicaEvent(id, reason string, warning bool, message string) {

@@ -253,6 +253,19 @@ func TestPlanKeepsItsBoundsAndConverges(t *testing.T) {
 	})
 }
 
+// A router that had given a replica up, for its host was silent, does not name it: that says nothing of requests which it has there since it is back.
+func TestAReplicaThatIsBackIsNotIdleBeforeRoutersHaveFoundIt(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	for ago, idle := range map[time.Duration]bool{0: false, 8 * time.Second: true} {
+		m := mark{Revision: "r", Since: now.Add(-10 * time.Second)}
+		p := &planner{situation: &situation{
+			now: now, asked: map[string]adapters.Deployment{"r": {Drain: []string{"m-1"}}}, replicas: []mobula.Replica{{ID: "m-1", State: mobula.StateReady, Since: now.Add(-ago)}},
+			routers: (&routers{}).with(mobula.Report{Router: "r"}, now.Add(-time.Second)),
+		}}
+		require.Equal(t, idle, p.idle("m-1", &m), "%s", ago)
+	}
+}
+
 func TestAModelThatMayHaveSeveralReplicasSharesItsVolume(t *testing.T) {
 	m := mobula.NewModel("m")
 	m.Kubernetes.Data.Size = 1 << 30
