@@ -54,7 +54,7 @@ func (c *Control) observe(ctx context.Context) bool {
 	if fleet == "" && c.hosts == nil || !due && !ask {
 		return fleet != ""
 	}
-	after, asked, err := c.ask(ctx, fleet, ask)
+	after, asked, err := c.ask(ctx, fleet, ask, &before)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ctx.Err() != nil {
@@ -96,8 +96,8 @@ func sameHosts(a, b []mobula.Host) bool {
 	})
 }
 
-// ask asks the platform for all that there is, and with all for what it holds.
-func (c *Control) ask(ctx context.Context, fleet string, all bool) (*observation, map[adapters.Key]adapters.Deployment, error) {
+// ask asks the platform for all that there is, and with all for what it holds; so it does when replicas are missing.
+func (c *Control) ask(ctx context.Context, fleet string, all bool, before *observation) (*observation, map[adapters.Key]adapters.Deployment, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var o observation
@@ -111,6 +111,7 @@ func (c *Control) ask(ctx context.Context, fleet string, all bool) (*observation
 		for _, r := range o.replicas { // sorted by ID, and so is each part
 			o.byModel[r.Model] = append(o.byModel[r.Model], r)
 		}
+		all = all || c.missing(before, &o)
 	}
 	if c.hosts != nil {
 		if o.hosts, err = c.hosts.Hosts(ctx); err != nil {
@@ -129,6 +130,25 @@ func (c *Control) ask(ctx context.Context, fleet string, all bool) (*observation
 		asked[d.Key] = d
 	}
 	return &o, asked, nil
+}
+
+// missing tells whether a deployment has fewer replicas than it was asked to, and something has changed: somebody else may have taken it away.
+func (c *Control) missing(before, after *observation) bool {
+	type part struct{ model, revision string }
+	live := map[part]int{}
+	for i := range after.replicas {
+		if r := &after.replicas[i]; r.State != mobula.StateDraining {
+			live[part{r.Model, r.Revision}]++
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, d := range c.asked {
+		if live[part{key.Model, key.Revision}] < d.Replicas {
+			return !reflect.DeepEqual(before.replicas, after.replicas)
+		}
+	}
+	return false
 }
 
 // stale notes that the platform can't be asked. What is known of it stays. c.mu is held.

@@ -472,3 +472,22 @@ func TestAFullStoreKeepsWhatMatters(t *testing.T) {
 		require.Equal(t, before, b.view().Generation)
 	})
 }
+
+func TestWhatSomebodyElseTakesAwayIsMadeAgainAtOnce(t *testing.T) {
+	bubble(t, func(b *bench) {
+		t := b.t
+		b.placer.Auto(true)
+		b.withRouter()
+		b.apply(fleetFile(simModel("a", "2")))
+		b.pass(20 * time.Second)
+		held, err := b.placer.Deployments(t.Context(), "lab")
+		require.NoError(t, err)
+		require.Len(t, held, 1)
+		require.NoError(t, b.placer.Remove(t.Context(), held[0].Key))
+		b.pass(askEvery / 4)
+		held, err = b.placer.Deployments(t.Context(), "lab")
+		require.NoError(t, err)
+		require.Len(t, held, 1, "the platform was asked before its time")
+		require.Equal(t, 2, held[0].Replicas)
+	})
+}
