@@ -141,6 +141,21 @@ func (s *Source) ours(kind, name string) bool {
 	return true
 }
 
+// Theirs tells whether a model, or with lora that one of its LoRAs, is there because of an object that Write does not delete.
+func (s *Source) Theirs(model, lora string) bool {
+	m, ok := s.Object(model)
+	if !ok || lora == "" {
+		return ok && m.GetLabels()[labelManagedBy] != byApply
+	}
+	for _, l := range s.objects().LoRAs {
+		of, _, _ := unstructured.NestedString(l.Object, "spec", "model")
+		if name, _ := entryOf(KindLoRA, l.GetName(), specOf(l))["name"].(string); name == lora && of == m.GetName() {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *Source) delete(ctx context.Context, m *unstructured.Unstructured) error {
 	if err := s.client(Models()).Delete(ctx, m.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete Model %s: %w", m.GetName(), err)

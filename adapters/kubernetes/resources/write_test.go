@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/mobula-serve/mobula"
 )
 
 func TestForceLeavesEachObjectItsOwner(t *testing.T) {
@@ -64,4 +66,32 @@ func TestForceLeavesEachObjectItsOwner(t *testing.T) {
 		require.NoError(t, w.Write(t.Context(), file(), true))
 		w.until(w.Source, models(2))
 	})
+}
+
+func TestTheirs(t *testing.T) {
+	w := newWorld(t, nil)
+	w.Next(t.Context(), 0)
+	require.NoError(t, w.Write(t.Context(), []byte("apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {namespace: n}}\nmodels:\n"+
+		"  - {name: org/own, replicas: 1, engine: {kind: sim}, loras: [{name: inner, source: /l}]}\n"), false))
+	w.create(Models(), "kind: Model\nmetadata: {name: helms, labels: {app.kubernetes.io/managed-by: Helm}}\nspec: {replicas: 3, engine: {kind: sim}}")
+	w.create(LoRAs(), "kind: LoRA\nmetadata: {name: one}\nspec: {model: org-own, name: org/one, source: /l}")
+	_, f := w.until(w.Source, func(f *mobula.Fleet) bool {
+		return len(f.Models) == 2 && len(f.Models[0].LoRAs)+len(f.Models[1].LoRAs) == 2
+	})
+	require.Len(t, f.Models, 2)
+	for _, c := range []struct {
+		model, lora string
+		want        bool
+	}{
+		{"org/own", "", false},
+		{"org/own", "inner", false},
+		{"org/own", "org/one", true},
+		{"org/own", "one", false},
+		{"helms", "", true},
+		{"helms", "org/one", false},
+		{"nobody", "", false},
+		{"nobody", "org/one", false},
+	} {
+		require.Equal(t, c.want, w.Theirs(c.model, c.lora), "%s %s", c.model, c.lora)
+	}
 }
