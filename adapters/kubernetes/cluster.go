@@ -47,8 +47,8 @@ type Options struct {
 	Workloads []kube.Workload
 	// Check looks at what else a platform needs of the cluster, such as an operator; its error says what to do. Default: nothing.
 	Check func(ctx context.Context, c *Connection, p mobula.Platform) error
-	// Owner gives the object that a model's objects belong to and go with, nil for none. Poke tells that it gives another one now.
-	// Default: the ConfigMap that a deployment is kept in.
+	// Owner gives the object that a model's objects belong to and go with, nil for none: then none are made. Poke tells that it gives another
+	// one now. Default: the ConfigMap that a deployment is kept in.
 	Owner func(model string) *metav1.OwnerReference
 	// Tell hears of what was done to a model's objects and nobody has asked for. It does not wait. Default: Problems tells of what was put
 	// back, for a while.
@@ -195,7 +195,7 @@ func (c *Cluster) serve(ctx context.Context, l *link) {
 	c.keeper = nil
 }
 
-// Poke tells that a model's owner has come, gone or changed.
+// Poke tells that a model's owner is another one: what the one before owned goes over to it, unless it is gone by now.
 func (c *Cluster) Poke(model string) {
 	c.mu.Lock()
 	s, l := c.keeper, c.link

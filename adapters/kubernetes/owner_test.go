@@ -80,14 +80,13 @@ func (o *owners) belong(uid types.UID) {
 
 func TestWhatAModelsObjectsBelongTo(t *testing.T) {
 	o := newOwners(t)
+	require.ErrorIs(t, o.Apply(t.Context(), deployment("chat", "r1", 1)), errNobodys)
+	require.Empty(t, o.cube.Objects("configmaps", testSpace, labelRecord), "nothing is made for a model without an object")
+	uid := o.comes()
 	o.apply(deployment("chat", "r1", 1))
 	ids := o.ready(1)
+	o.belong(uid)
 	record := o.cube.Objects("configmaps", testSpace, labelRecord)[0]
-	require.Equal(t, []types.UID{record.GetUID()}, o.owned()["deployments"], "without a model's object they go with their record")
-
-	o.belong(o.comes())
-	o.quiet()
-	require.Equal(t, ids, o.ready(1), "nothing was made anew")
 
 	// It is deleted without what it owns, and comes back.
 	orphan := metav1.DeletePropagationOrphan

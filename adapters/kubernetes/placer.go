@@ -30,6 +30,9 @@ const (
 // errLost tells that a write was done before, and that nobody knew.
 var errLost = errors.New("it is written already")
 
+// errNobodys is of what is made only for a model that has an object.
+var errNobodys = errors.New("there is no Model object of it any more, so nothing is made for it")
+
 // impossibleError is what no cluster could run.
 type impossibleError struct{ error }
 
@@ -198,10 +201,13 @@ func newID(key adapters.Key) string {
 // create writes a record that is not there yet, under the first name that is free.
 func (s *keeper) create(ctx context.Context, r *record) error {
 	tries := 0
+	r.owner = s.options.Owner(r.Key.Model)
+	if r.owner == nil && !s.alone { // nobody could delete it
+		return fmt.Errorf("model %s: %w", r.Key.Model, errNobodys)
+	}
 	for base := range bases(r.Key) {
 		r.Base = base
 		r.Print = kube.Hash([]any{base, r.engine()})
-		r.owner = s.options.Owner(r.Key.Model)
 		m, err := r.configMap(s.link.Namespace)
 		if err != nil {
 			return err

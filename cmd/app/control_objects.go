@@ -162,7 +162,7 @@ func (a *app) leadObjects(ctx context.Context, o controlOptions, c *kubernetes.C
 	wrong := func(e resources.Event) {
 		p.control.Tell(control.Event{Warning: e.Warning, Object: e.Object, Reason: e.Reason, Message: e.Message})
 	}
-	if objects, err = o.objects.source(c, previous, wrong, logger); err != nil {
+	if objects, err = o.objects.source(c, resources.Options{Previous: previous, Wrong: wrong, Came: p.pods.Poke}, logger); err != nil {
 		return err
 	}
 	backend.objects = objects
@@ -289,6 +289,9 @@ func publishAccess(ctx context.Context, c *kubernetes.Connection, name string, a
 // happened since, or a command.
 func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, previous []byte) error {
 	said := ""
+	if s, err := p.control.Settings(ctx, 0); err != nil || len(s.Deleted) > 0 { // the objects were gone, and may be back
+		previous = nil
+	}
 	for version := int64(0); ctx.Err() == nil; {
 		state := objects.Next(ctx, version)
 		if ctx.Err() != nil {
@@ -297,6 +300,14 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, pre
 		version = state.Version
 		if state.File == nil {
 			p.logger.WarnContext(ctx, "no fleet to look after", "why", state.Why)
+			if state.Gone { // without Models nobody could delete what is made anew
+				previous = nil
+				if err := p.control.Delete(ctx, ""); err != nil && !errors.Is(err, control.ErrNotFound) {
+					p.logger.ErrorContext(ctx, "the fleet can't be deleted, tried again", "err", err)
+					pause(ctx, objectsPause)
+					version = 0
+				}
+			}
 			continue
 		}
 		fleet, err := mobula.Load(state.File, "objects")

@@ -63,7 +63,7 @@ func (o *objectFlags) identity() string {
 	return cmp.Or(os.Getenv("POD_NAME"), host, "mobula")
 }
 
-// connect makes the connection and the source of the fleet.
+// connect makes the connection.
 func (o *objectFlags) connect(logger *slog.Logger) (*kubernetes.Connection, error) {
 	return kubernetes.Connect(
 		mobula.Kubernetes{Namespace: o.namespace, Kubeconfig: o.kubeconfig, Context: o.context},
@@ -71,8 +71,10 @@ func (o *objectFlags) connect(logger *slog.Logger) (*kubernetes.Connection, erro
 	)
 }
 
-func (o *objectFlags) source(c *kubernetes.Connection, previous []byte, wrong func(resources.Event), logger *slog.Logger) (*resources.Source, error) {
-	return resources.New(resources.Options{Client: c.Dynamic, Namespace: c.Namespace, Fleet: o.fleet, Previous: previous, Wrong: wrong, Logger: logger})
+// source makes a Source of the fleet; more are the options that a control plane and a router have each of their own.
+func (o *objectFlags) source(c *kubernetes.Connection, more resources.Options, logger *slog.Logger) (*resources.Source, error) {
+	more.Client, more.Namespace, more.Fleet, more.Logger = c.Dynamic, c.Namespace, o.fleet, logger
+	return resources.New(more)
 }
 
 // objectLink is what a router needs of a fleet of objects: its settings, and whom to report to.
@@ -225,12 +227,12 @@ func (a *app) followObjects(ctx context.Context, o objectFlags, r *routerOptions
 		return nil, err
 	}
 	var link objectLink
-	from := resources.Options{Client: c.Dynamic, Namespace: c.Namespace, Fleet: o.fleet, Logger: logger}
+	var more resources.Options
 	if o.controlSecret != "" {
 		link.reports = &secretPlane{connection: c, secret: o.controlSecret}
-		from.Recall, r.Shared = link.reports.applied, link.reports
+		more.Recall, r.Shared = link.reports.applied, link.reports
 	}
-	if link.objects, err = resources.New(from); err != nil {
+	if link.objects, err = o.source(c, more, logger); err != nil {
 		return nil, err
 	}
 	watch, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -261,8 +263,8 @@ type objectPlane struct {
 	objects *resources.Source
 }
 
-// objectsTimeout bounds the way of a fleet file into objects and back.
-const objectsTimeout = 30 * time.Second
+// objectsTimeout bounds the way of a fleet file into objects and back. It is shorter than a client's call, which is to hear why.
+const objectsTimeout = 20 * time.Second
 
 // Apply writes the fleet file as objects, and waits until they are applied.
 func (p *objectPlane) Apply(ctx context.Context, file []byte, source string, dry, force bool) (*control.Change, error) {
@@ -285,7 +287,7 @@ func (p *objectPlane) Apply(ctx context.Context, file []byte, source string, dry
 			return nil, fmt.Errorf("the objects are written, and not applied yet: %w", ctx.Err())
 		}
 		version = state.Version
-		if got, err := mobula.Load(state.File, source); err == nil && alike(got, want) {
+		if got, err := mobula.Load(state.File, source); err == nil && alike(got, want, p.objects.Theirs) {
 			break
 		}
 	}
@@ -295,8 +297,21 @@ func (p *objectPlane) Apply(ctx context.Context, file []byte, source string, dry
 	return change, nil
 }
 
-// alike tells whether two fleets are the same but for the order of their models.
-func alike(a, b *mobula.Fleet) bool {
+// alike tells whether a fleet of objects is what a file wants, but for the order of models. Models and LoRAs that the file has not may be theirs: others'.
+func alike(got, want *mobula.Fleet, theirs func(model, lora string) bool) bool {
+	wanted := map[string]map[string]bool{}
+	for _, m := range want.Models {
+		wanted[m.Name] = map[string]bool{}
+		for _, l := range m.LoRAs {
+			wanted[m.Name][l.Name] = true
+		}
+	}
+	own := *got
+	own.Models = slices.DeleteFunc(slices.Clone(got.Models), func(m mobula.Model) bool { return wanted[m.Name] == nil && theirs(m.Name, "") })
+	for i := range own.Models {
+		m := &own.Models[i]
+		m.LoRAs = slices.DeleteFunc(slices.Clone(m.LoRAs), func(l mobula.LoRA) bool { return !wanted[m.Name][l.Name] && theirs(m.Name, l.Name) })
+	}
 	text := func(f *mobula.Fleet) string {
 		c := *f
 		c.Models = slices.Clone(c.Models)
@@ -310,7 +325,7 @@ func alike(a, b *mobula.Fleet) bool {
 		}
 		return string(data)
 	}
-	return text(a) == text(b)
+	return text(&own) == text(want)
 }
 
 // Delete deletes objects, where mobula apply has made them.

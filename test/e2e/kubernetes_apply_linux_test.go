@@ -60,6 +60,10 @@ func TestApplyWritesKubernetesObjects(t *testing.T) {
 	require.Equal(t, before, version())
 	require.Equal(t, pods, w.pods(chatModel))
 
+	w.apply("apiVersion: mobula.dev/v1alpha1\nkind: LoRA\nmetadata: {name: extra}\nspec: {model: org-chat, source: /loras/extra}\n")
+	w.Await("the LoRA is in use", func() bool { return w.is(resources.KindLoRA, "extra", resources.ConditionReady, "True", "Loaded") })
+	w.Apply(fileOf("", one, two)) // which has no word of it
+
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(fileOf("", one)), 0o600))
 	w.Run("apply", "-f", file)
@@ -82,9 +86,50 @@ func TestApplyWritesKubernetesObjects(t *testing.T) {
 	w.Await("the Model is gone", func() bool { return !w.object(resources.KindModel, "org-chat").Exists() })
 	w.Apply(fileOf("", one))
 	w.awaitServing("org-chat", 2)
+	w.remove(resources.KindLoRA, "extra")
 	w.Run("delete", "--all", "--yes")
 	w.noneLeft()
 	require.Len(t, w.cluster.Objects("persistentvolumeclaims", "default", ""), 1, "data stays")
+}
+
+func TestAKubernetesFleetThatIsDeletedDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.startControl("control-a")
+	w.leads("control-a")
+	const model = "name: org/chat, replicas: 1, engine: {kind: sim}"
+	forgotten := func() {
+		t.Helper()
+		w.Await("the control plane wants nothing", func() bool {
+			file, err := w.TryRun("get", "fleet")
+			return err == nil && file == ""
+		})
+	}
+	for _, byHand := range []bool{false, true} {
+		w.Apply(fileOf("", model))
+		w.awaitServing("org-chat", 1)
+		if byHand {
+			w.remove(resources.KindFleet, "default")
+			w.Await("its Model says so", func() bool {
+				return w.is(resources.KindModel, "org-chat", resources.ConditionAccepted, "False", "Pending", "there is no Fleet object")
+			})
+			require.Contains(t, w.Run("get", "fleet"), chatModel, "what runs stays while there are Models")
+			require.Len(t, w.pods(chatModel), 1)
+			w.remove(resources.KindModel, "org-chat")
+		} else {
+			w.Run("delete", "--all", "--yes")
+		}
+		forgotten()
+		w.noneLeft()
+	}
+	w.cluster.ResetCalls()
+	w.Stop("control-a")
+	w.startControl("control-b")
+	w.leads("control-b")
+	forgotten()
+	w.Apply(fileOf("", strings.Replace(model, "org/chat", "org/second", 1)))
+	w.awaitServing("org-second", 1)
+	require.Equal(t, 1, w.cluster.Calls()["create configmaps"], "nothing was made of what is deleted")
 }
 
 func TestNothingIsLeftOfKubernetesObjectsWithoutAControlPlane(t *testing.T) {

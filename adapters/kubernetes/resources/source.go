@@ -41,6 +41,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Wrong, if not nil, is told of each object that has become wrong. It does not wait.
 	Wrong func(Event)
+	// Came, if not nil, is told of each model whose Model object has come, or is another one of the same name. It does not wait.
+	Came func(model string)
 }
 
 // State is the fleet that the objects make, at one moment.
@@ -51,6 +53,8 @@ type State struct {
 	File []byte
 	// Why File is nil, a sentence for people.
 	Why string
+	// Gone tells that there is no Model object either: nobody wants any of the fleet.
+	Gone bool
 }
 
 // Source keeps up with the objects of one fleet. It writes their status when it is told how the fleet fares.
@@ -94,9 +98,13 @@ func New(o Options) (*Source, error) {
 			return nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
 		}
 		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { s.touch() }, DeleteFunc: func(any) { s.touch() },
+			AddFunc: func(o any) { s.came(o.(*unstructured.Unstructured)); s.touch() }, DeleteFunc: func(any) { s.touch() },
 			UpdateFunc: func(before, after any) {
-				if a, b := before.(*unstructured.Unstructured), after.(*unstructured.Unstructured); a.GetGeneration() != b.GetGeneration() || a.GetUID() != b.GetUID() {
+				a, b := before.(*unstructured.Unstructured), after.(*unstructured.Unstructured)
+				if a.GetUID() != b.GetUID() {
+					s.came(b)
+				}
+				if a.GetGeneration() != b.GetGeneration() || a.GetUID() != b.GetUID() {
 					s.touch()
 				} else if a.GetResourceVersion() != b.GetResourceVersion() {
 					poke(s.writing) // somebody's status, maybe not ours
@@ -153,6 +161,13 @@ func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
+	}
+}
+
+// came tells of a Model object that was not there.
+func (s *Source) came(o *unstructured.Unstructured) {
+	if s.o.Came != nil && o.GetKind() == KindModel && fleetOf(o) == s.o.Fleet {
+		s.o.Came(modelID(o))
 	}
 }
 
@@ -334,7 +349,8 @@ func (s *Source) compose(ctx context.Context) {
 			next.Why = key + ": " + bad
 		}
 	}
-	if !bytes.Equal(next.File, s.state.File) || next.Why != s.state.Why {
+	next.Gone = objects.Fleet == nil && len(objects.Models) == 0
+	if !bytes.Equal(next.File, s.state.File) || next.Why != s.state.Why || next.Gone != s.state.Gone {
 		s.state = next
 		close(s.changed)
 		s.changed = make(chan struct{})

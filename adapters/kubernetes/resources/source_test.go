@@ -389,3 +389,60 @@ func TestObjectNames(t *testing.T) {
 	long := ObjectName("organisation/" + string(make([]byte, 10)) + "a-very-long-name-of-a-model-that-does-not-end-here-at-all")
 	require.LessOrEqual(t, len(long), maxObjectName)
 }
+
+func TestSourceTellsWhenAllIsGone(t *testing.T) {
+	w := newWorld(t, nil)
+	next := func(version int64, what string, gone bool) State {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for state := w.Next(ctx, version); ; state = w.Next(ctx, state.Version) {
+			require.NoError(t, ctx.Err(), "%s: %+v", what, state)
+			if state.File == nil && state.Gone == gone {
+				return state
+			}
+		}
+	}
+	remove := func(gvr schema.GroupVersionResource, name string) {
+		t.Helper()
+		require.NoError(t, w.Dynamic().Resource(gvr).Namespace("n").Delete(t.Context(), name, metav1.DeleteOptions{}))
+	}
+	next(0, "nothing was made", true)
+	w.create(Fleets(), fleetText)
+	w.create(Models(), chatText)
+	w.create(Models(), "kind: Model\nmetadata: {name: other}\nspec: {fleet: another, replicas: 2, engine: {kind: sim}}")
+	state, _ := w.until(w.Source, models(1))
+	remove(Fleets(), "default")
+	state = next(state.Version, "a Model is left", false)
+	remove(Models(), "chat")
+	next(state.Version, "another fleet's Model is left", true)
+}
+
+func TestSourceTellsOfModelsThatCome(t *testing.T) {
+	w := newWorld(t, nil)
+	came := make(chan string, 100)
+	s, err := New(Options{Client: w.Dynamic(), Namespace: "n", Fleet: DefaultFleet, Came: func(model string) { came <- model }, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	w.create(Models(), "kind: Model\nmetadata: {name: other}\nspec: {fleet: another, replicas: 2, engine: {kind: sim}}")
+	w.create(Fleets(), fleetText)
+	for range 2 { // the second time as it was
+		w.create(Models(), chatText)
+		w.create(LoRAs(), "kind: LoRA\nmetadata: {name: l}\nspec: {model: chat, source: /l}")
+		require.Equal(t, "org/chat", <-came)
+		require.NotNil(t, s.Owner("org/chat"), "it is there by then")
+		for gvr, name := range map[schema.GroupVersionResource]string{Models(): "chat", LoRAs(): "l"} {
+			require.NoError(t, w.Dynamic().Resource(gvr).Namespace("n").Delete(t.Context(), name, metav1.DeleteOptions{}))
+		}
+	}
+	require.Empty(t, came)
+}
