@@ -20,7 +20,7 @@ import (
 
 const (
 	// deadline bounds what a test waits for: machines that build are slow.
-	deadline = 5 * time.Minute
+	deadline = 10 * time.Minute
 	// stopWait bounds the end of a cluster.
 	stopWait = 2 * time.Minute
 	// state is where cluster.sh has all that belongs to a cluster.
