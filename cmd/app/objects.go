@@ -268,16 +268,20 @@ const objectsTimeout = 20 * time.Second
 
 // Apply writes the fleet file as objects, and waits until they are applied.
 func (p *objectPlane) Apply(ctx context.Context, file []byte, source string, dry, force bool) (*control.Change, error) {
-	change, err := p.Control.Apply(ctx, file, source, true, true)
+	fleet, err := mobula.Load(file, source)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := p.objects.Whole(file)
+	if err != nil {
+		return nil, err
+	}
+	change, err := p.Control.Apply(ctx, whole, source, true, true)
 	if err != nil || dry {
 		return change, err
 	}
 	if err := p.objects.Write(ctx, file, force); err != nil {
 		return nil, conflicting(err)
-	}
-	want, err := mobula.Load(file, source)
-	if err != nil {
-		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, objectsTimeout)
 	defer cancel()
@@ -287,31 +291,23 @@ func (p *objectPlane) Apply(ctx context.Context, file []byte, source string, dry
 			return nil, fmt.Errorf("the objects are written, and not applied yet: %w", ctx.Err())
 		}
 		version = state.Version
-		if got, err := mobula.Load(state.File, source); err == nil && alike(got, want, p.objects.Theirs) {
+		if whole, err = p.objects.Whole(file); err != nil { // objects of others may have come and gone
+			return nil, err
+		}
+		got, errGot := mobula.Load(state.File, source)
+		want, errWant := mobula.Load(whole, source)
+		if errGot == nil && errWant == nil && alike(got, want) {
 			break
 		}
 	}
-	if applied, err := p.Control.Apply(ctx, p.objects.Next(ctx, 0).File, sourceOfObjects(want.Name), false, true); err == nil {
+	if applied, err := p.Control.Apply(ctx, p.objects.Next(ctx, 0).File, sourceOfObjects(fleet.Name), false, true); err == nil {
 		change.Generation = applied.Generation
 	}
 	return change, nil
 }
 
-// alike tells whether a fleet of objects is what a file wants, but for the order of models. Models and LoRAs that the file has not may be theirs: others'.
-func alike(got, want *mobula.Fleet, theirs func(model, lora string) bool) bool {
-	wanted := map[string]map[string]bool{}
-	for _, m := range want.Models {
-		wanted[m.Name] = map[string]bool{}
-		for _, l := range m.LoRAs {
-			wanted[m.Name][l.Name] = true
-		}
-	}
-	own := *got
-	own.Models = slices.DeleteFunc(slices.Clone(got.Models), func(m mobula.Model) bool { return wanted[m.Name] == nil && theirs(m.Name, "") })
-	for i := range own.Models {
-		m := &own.Models[i]
-		m.LoRAs = slices.DeleteFunc(slices.Clone(m.LoRAs), func(l mobula.LoRA) bool { return !wanted[m.Name][l.Name] && theirs(m.Name, l.Name) })
-	}
+// alike tells whether two fleets are the same but for the order of their models.
+func alike(a, b *mobula.Fleet) bool {
 	text := func(f *mobula.Fleet) string {
 		c := *f
 		c.Models = slices.Clone(c.Models)
@@ -325,7 +321,7 @@ func alike(got, want *mobula.Fleet, theirs func(model, lora string) bool) bool {
 		}
 		return string(data)
 	}
-	return text(&own) == text(want)
+	return text(a) == text(b)
 }
 
 // Delete deletes objects, where mobula apply has made them.

@@ -62,6 +62,7 @@ func TestApplyWritesKubernetesObjects(t *testing.T) {
 
 	w.apply("apiVersion: mobula.dev/v1alpha1\nkind: LoRA\nmetadata: {name: extra}\nspec: {model: org-chat, source: /loras/extra}\n")
 	w.Await("the LoRA is in use", func() bool { return w.is(resources.KindLoRA, "extra", resources.ConditionReady, "True", "Loaded") })
+	w.Await("its engines are new", func() bool { return w.phase(chatModel) == "Complete" })
 	w.Apply(fileOf("", one, two)) // which has no word of it
 
 	file := filepath.Join(t.TempDir(), "fleet.yaml")

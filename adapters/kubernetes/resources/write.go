@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/yaml"
 
 	"github.com/mobula-serve/mobula"
 	"github.com/mobula-serve/mobula/kube"
@@ -141,19 +142,51 @@ func (s *Source) ours(kind, name string) bool {
 	return true
 }
 
-// Theirs tells whether a model, or with lora that one of its LoRAs, is there because of an object that Write does not delete.
-func (s *Source) Theirs(model, lora string) bool {
-	m, ok := s.Object(model)
-	if !ok || lora == "" {
-		return ok && m.GetLabels()[labelManagedBy] != byApply
+// Whole gives a fleet file with what objects of others add to it, which Write leaves there: the LoRAs of LoRA objects, and Models.
+func (s *Source) Whole(file []byte) ([]byte, error) {
+	var doc map[string]any
+	if err := yaml.Unmarshal(file, &doc); err != nil {
+		return nil, err
 	}
-	for _, l := range s.objects().LoRAs {
-		of, _, _ := unstructured.NestedString(l.Object, "spec", "model")
-		if name, _ := entryOf(KindLoRA, l.GetName(), specOf(l))["name"].(string); name == lora && of == m.GetName() {
-			return true
+	now := s.objects()
+	s.mu.Lock()
+	used := s.composed.Good
+	s.mu.Unlock()
+	models, _ := doc["models"].([]any)
+	entries := map[string]map[string]any{}
+	for _, each := range models {
+		if m, ok := each.(map[string]any); ok {
+			name, _ := m["name"].(string)
+			entries[name] = m
 		}
 	}
-	return false
+	objects := map[string]map[string]any{} // entries by Model object
+	for _, m := range now.Models {
+		entry := entries[modelID(m)]
+		if spec := used[goodKey(m)]; entry == nil && spec != nil && m.GetLabels()[labelManagedBy] != byApply {
+			entry = entryOf(KindModel, m.GetName(), spec)
+			models = append(models, entry)
+		}
+		objects[m.GetName()] = entry
+	}
+	slices.SortFunc(now.LoRAs, byAge) // as Compose has them
+	for _, l := range now.LoRAs {
+		spec := used[goodKey(l)]
+		of, _ := spec["model"].(string)
+		lora := entryOf(KindLoRA, l.GetName(), spec)
+		entry := objects[of]
+		if spec == nil || entry == nil {
+			continue
+		}
+		loras, _ := entry["loras"].([]any)
+		if !slices.ContainsFunc(loras, func(each any) bool { m, _ := each.(map[string]any); return m["name"] == lora["name"] }) {
+			entry["loras"] = append(slices.Clone(loras), lora)
+		}
+	}
+	if len(models) > 0 {
+		doc["models"] = models
+	}
+	return yaml.Marshal(doc)
 }
 
 func (s *Source) delete(ctx context.Context, m *unstructured.Unstructured) error {

@@ -68,30 +68,30 @@ func TestForceLeavesEachObjectItsOwner(t *testing.T) {
 	})
 }
 
-func TestTheirs(t *testing.T) {
+func TestWhatOthersAddToAFile(t *testing.T) {
 	w := newWorld(t, nil)
 	w.Next(t.Context(), 0)
-	require.NoError(t, w.Write(t.Context(), []byte("apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {namespace: n}}\nmodels:\n"+
-		"  - {name: org/own, replicas: 1, engine: {kind: sim}, loras: [{name: inner, source: /l}]}\n"), false))
+	file := []byte("apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {}}\nmodels:\n" +
+		"  - {name: org/own, replicas: 1, engine: {kind: sim}, loras: [{name: inner, source: /l}]}\n")
+	require.NoError(t, w.Write(t.Context(), file, false))
 	w.create(Models(), "kind: Model\nmetadata: {name: helms, labels: {app.kubernetes.io/managed-by: Helm}}\nspec: {replicas: 3, engine: {kind: sim}}")
 	w.create(LoRAs(), "kind: LoRA\nmetadata: {name: one}\nspec: {model: org-own, name: org/one, source: /l}")
-	_, f := w.until(w.Source, func(f *mobula.Fleet) bool {
+	w.until(w.Source, func(f *mobula.Fleet) bool {
 		return len(f.Models) == 2 && len(f.Models[0].LoRAs)+len(f.Models[1].LoRAs) == 2
 	})
+	whole, err := w.Whole(file)
+	require.NoError(t, err)
+	f, err := mobula.Load(whole, "whole")
+	require.NoError(t, err)
 	require.Len(t, f.Models, 2)
-	for _, c := range []struct {
-		model, lora string
-		want        bool
-	}{
-		{"org/own", "", false},
-		{"org/own", "inner", false},
-		{"org/own", "org/one", true},
-		{"org/own", "one", false},
-		{"helms", "", true},
-		{"helms", "org/one", false},
-		{"nobody", "", false},
-		{"nobody", "org/one", false},
-	} {
-		require.Equal(t, c.want, w.Theirs(c.model, c.lora), "%s %s", c.model, c.lora)
-	}
+	require.Equal(t, []mobula.LoRA{{Name: "inner", Source: "/l", Replicas: f.Models[0].LoRAs[0].Replicas}, {Name: "org/one", Source: "/l", Replicas: f.Models[0].LoRAs[1].Replicas}}, f.Models[0].LoRAs)
+	require.Equal(t, "helms", f.Models[1].Name)
+
+	whole, err = w.Whole([]byte("apiVersion: mobula/v1\nkind: Fleet\nplatform: {kubernetes: {}}\n"))
+	require.NoError(t, err)
+	f, err = mobula.Load(whole, "whole")
+	require.NoError(t, err)
+	require.Len(t, f.Models, 1, "what Write has made goes with the file's entry")
+	_, err = w.Whole([]byte("\t"))
+	require.Error(t, err)
 }
