@@ -173,11 +173,11 @@ func (s *Source) Whole(file []byte) ([]byte, error) {
 	for _, l := range now.LoRAs {
 		spec := used[goodKey(l)]
 		of, _ := spec["model"].(string)
-		lora := entryOf(KindLoRA, l.GetName(), spec)
 		entry := objects[of]
-		if spec == nil || entry == nil {
+		if spec == nil || entry == nil { // it is not in use
 			continue
 		}
+		lora := entryOf(KindLoRA, l.GetName(), spec)
 		loras, _ := entry["loras"].([]any)
 		if !slices.ContainsFunc(loras, func(each any) bool { m, _ := each.(map[string]any); return m["name"] == lora["name"] }) {
 			entry["loras"] = append(slices.Clone(loras), lora)

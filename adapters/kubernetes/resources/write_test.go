@@ -79,6 +79,8 @@ func TestWhatOthersAddToAFile(t *testing.T) {
 	w.until(w.Source, func(f *mobula.Fleet) bool {
 		return len(f.Models) == 2 && len(f.Models[0].LoRAs)+len(f.Models[1].LoRAs) == 2
 	})
+	w.create(LoRAs(), "kind: LoRA\nmetadata: {name: astray}\nspec: {model: nobody, source: /l}") // of no Model, so not in use
+	w.known(KindLoRA, "astray", func(*unstructured.Unstructured) bool { return true })
 	whole, err := w.Whole(file)
 	require.NoError(t, err)
 	f, err := mobula.Load(whole, "whole")
