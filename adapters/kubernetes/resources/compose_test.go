@@ -36,18 +36,7 @@ func TestCompose(t *testing.T) {
 	var veto Veto
 	compose := func(t *testing.T, good Good, texts ...string) (Composed, *mobula.Fleet) {
 		t.Helper()
-		var o Objects
-		for i, text := range texts {
-			switch u := object(t, i, text); u.GetKind() {
-			case KindFleet:
-				o.Fleet = u
-			case KindModel:
-				o.Models = append(o.Models, u)
-			default:
-				o.LoRAs = append(o.LoRAs, u)
-			}
-		}
-		c := Compose(o, good, veto)
+		c := Compose(objectsOf(t, texts...), good, veto)
 		if c.File == nil {
 			return c, nil
 		}
