@@ -1,7 +1,7 @@
 # Mobula: `make run` builds and starts it, `make test` passes the tests; `make help` lists the rest.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := build
-.PHONY: build run test test-real test-kube image bench bench-control bench-peers lint fmt fuzz generate check clean help
+.PHONY: build run test test-real test-kube image chart bench bench-control bench-peers lint fmt fuzz generate check clean help
 
 GO       ?= go
 # Only for builds outside a git checkout: else the version is the commit's.
@@ -40,6 +40,12 @@ test-kube: ## Run the tests on a real Kubernetes with KubeRay, as root; the firs
 image: ## Build dist/mobula-ARCH.tar, a container image, and its SBOM, without Docker; ARCH=arm64, IMAGE=name:tag
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/mobula-linux-$(ARCH) ./cmd/mobula
 	$(GO) run ./test/image -name $(IMAGE) -out dist/mobula-$(ARCH).tar bin/mobula-linux-$(ARCH)
+
+chart: ## Pack dist/mobula-VERSION.tgz, the chart with kube-prometheus-stack and prometheus-adapter as sub-charts, off by default; needs helm
+	rm -rf dist/chart && mkdir -p dist/chart && cp -R charts/mobula dist/chart/mobula
+	cat charts/subcharts.yaml >> dist/chart/mobula/Chart.yaml
+	helm package --dependency-update --destination dist dist/chart/mobula
+	rm -rf dist/chart
 
 bench-peers: ## Install the peers of `make bench`: Rust routers from PyPI; nginx and HAProxy from Debian as root
 	test/bench/peers.sh

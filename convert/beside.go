@@ -118,7 +118,7 @@ func (s *stack) monitoring(engines, router section) {
 	}
 }
 
-// beside converts extraObjects, and tells of charts that theirs brings along.
+// beside converts extraObjects and sub-charts.
 func (s *stack) beside() {
 	root := s.root()
 	for i, object := range root.list("extraObjects") {
@@ -137,12 +137,15 @@ func (s *stack) beside() {
 		}
 		s.objects = append(s.objects, o)
 	}
-	for _, chart := range [][2]string{
-		{"kube-prometheus-stack", "helm install kube-prometheus-stack prometheus-community/kube-prometheus-stack -n monitoring --create-namespace"},
-		{"prometheus-adapter", "helm install prometheus-adapter prometheus-community/prometheus-adapter -n monitoring; prometheusAdapter.enabled has rules for it"},
-	} {
-		if root.mapping(chart[0])["enabled"] == true {
-			s.note(chart[0], Action, "the chart has no sub-charts, so it is installed beside: %s", chart[1])
+	for _, chart := range []string{"kube-prometheus-stack", "prometheus-adapter"} {
+		values := root.mapping(chart)
+		if values["enabled"] != true {
+			continue
+		}
+		s.out.child(chart).keep("enabled", true)
+		s.note(chart, Action, "a sub-chart of the chart that `make chart` packs. From a checkout take this out, and install it beside (examples/kubernetes/README.md)")
+		if len(values) > 1 {
+			s.note(chart, Action, "its other values are not copied, as they may have passwords: put them below the same key")
 		}
 	}
 }

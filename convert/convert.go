@@ -124,7 +124,7 @@ func (s *stack) convert() {
 	s.beside()
 	s.tellSecrets()
 	s.out.set("extraObjects", s.objects)
-	s.out.order("models", "platform", "fleet", "image", "router", "control", "serviceMonitor", "podMonitor", "dashboards", "cacheServer", "keda", "extraObjects")
+	s.out.order("models", "platform", "fleet", "image", "router", "control", "serviceMonitor", "podMonitor", "dashboards", "cacheServer", "keda", "extraObjects", "kube-prometheus-stack", "prometheus-adapter")
 }
 
 // verify notes what Mobula would refuse of the values, as values of theirs could be that no cluster takes either.

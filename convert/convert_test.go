@@ -162,6 +162,15 @@ func TestSecretsAreNotCopied(t *testing.T) {
 	require.Contains(t, string(r.Values), "args: [--dtype, half]")
 }
 
+func TestSubchartsAreTurnedOnWithoutTheirValues(t *testing.T) {
+	r, err := convertText("kube-prometheus-stack: {enabled: true, grafana: {adminPassword: notARealPassword}}\nprometheus-adapter: {enabled: false, logLevel: 4}")
+	require.NoError(t, err)
+	require.Contains(t, string(r.Values), "kube-prometheus-stack:\n  enabled: true\n")
+	require.NotContains(t, string(r.Values), "prometheus-adapter")
+	require.NotContains(t, string(told(r)), "notARealPassword")
+	require.Contains(t, string(told(r)), "kube-prometheus-stack: its other values are not copied")
+}
+
 func TestWhatMobulaRefusesIsTold(t *testing.T) {
 	r, err := convertText("servingEngineSpec: {modelSpec: [{name: a, modelURL: a, requestCPU: 4, limitCPU: 2, requestMemory: plenty}]}")
 	require.NoError(t, err)

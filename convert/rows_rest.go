@@ -79,8 +79,8 @@ func restRows() []row {
 		{"grafanaDashboards.enabled", off, mapped, "dashboards.enabled", "Mobula's own dashboards", ""},
 		{"grafanaDashboards.annotations", labels, mapped, "dashboards.annotations", "", ""},
 		{"grafanaDashboards.labels", labels, mapped, "dashboards.labels", "", ""},
-		{"kube-prometheus-stack", mapping, mapped, "", "the chart has no sub-charts: it is installed beside", ""},
-		{"prometheus-adapter", mapping, mapped, "", "the chart has no sub-charts: it is installed beside; prometheusAdapter.enabled has rules for it", ""},
-		{"global", mapping, dropped, "", "the chart has no sub-charts", ""},
+		{"kube-prometheus-stack", mapping, mapped, "kube-prometheus-stack", "a sub-chart of the packed chart (make chart). enabled is converted, its other values are to be copied", ""},
+		{"prometheus-adapter", mapping, mapped, "prometheus-adapter", "a sub-chart of the packed chart, as above; prometheusAdapter.enabled has rules for it", ""},
+		{"global", mapping, dropped, "", "Mobula's chart takes nothing from it", ""},
 	}
 }

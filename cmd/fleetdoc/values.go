@@ -54,11 +54,11 @@ type Values struct {
 	NameOverride string `yaml:"nameOverride"`
 	// In place of the release's and the chart's name in the names of objects: with mobula the router's Service is mobula-router. Default: the release's name, followed by the chart's unless it has it, cut at 40 characters.
 	FullnameOverride string `yaml:"fullnameOverride"`
-	// Values that Helm hands to charts in charts. Mobula's takes none of them.
+	// Values that Helm hands to sub-charts. Mobula's own templates take none of them.
 	Global Object `yaml:"global"`
-	// Refused: the chart has no sub-charts, and kube-prometheus-stack is installed beside it.
+	// Values of the sub-chart kube-prometheus-stack. With enabled it is installed too. Default: off. Only the chart that `make chart` packs has it.
 	KubePrometheusStack Object `yaml:"kube-prometheus-stack"`
-	// Refused: the chart has no sub-charts, and prometheus-adapter is installed beside it.
+	// Values of the sub-chart prometheus-adapter. With enabled it is installed too. Default: off. Only the chart that `make chart` packs has it.
 	PrometheusAdapterChart Object `yaml:"prometheus-adapter"`
 }
 

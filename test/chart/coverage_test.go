@@ -17,7 +17,7 @@ import (
 // ofTheFleet are values that the fleet file's own tests look at; here they are handed on.
 var ofTheFleet = []string{"models", "platform", "fleet"}
 
-// unused are values that the chart refuses, or that Helm hands to all charts.
+// unused are values that templates hand on: to sub-charts.
 var unused = []string{"global", "kube-prometheus-stack", "prometheus-adapter"}
 
 // each stands for the entries of a list in a path.

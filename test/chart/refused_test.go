@@ -53,7 +53,7 @@ func refusedCases() map[string]refused {
 		"KEDA without a Prometheus":         {"{keda: {enabled: true, models: [{name: a}]}, models: [{name: a, replicas: 1}]}", "keda.prometheusAddress"},
 		"KEDA upside down":                  {"{keda: {enabled: true, prometheusAddress: 'http://p', models: [{name: a, min: 5}]}, models: [{name: a, replicas: 1}]}", "min is above max"},
 		"an alert that isn't":               {"alerts: {enabled: true, disabled: [Nope]}", "there is no alert Nope"},
-		"a chart in the chart":              {"kube-prometheus-stack: {enabled: true}", "kube-prometheus-stack"},
+		"a chart in the chart":              {"kube-prometheus-stack: {enabled: true}", "kube-prometheus-stack.enabled: this copy of the chart has no sub-charts"},
 		"an adapter in the chart":           {"prometheus-adapter: {enabled: true}", "prometheus-adapter"},
 		"no account for the control plane":  {"serviceAccount: {create: false, routerName: r}", "serviceAccount.controlName: required with serviceAccount.create false"},
 		"a kind of alerts that isn't":       {"alerts: {enabled: true, kind: Secret}", "kind"},

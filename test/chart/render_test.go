@@ -14,7 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
@@ -45,16 +47,23 @@ func render(t *testing.T, values string) (rendering, error) {
 // definitions are known, none may be looked up.
 func renderAs(t *testing.T, release, values string, there ...runtime.Object) (rendering, error) {
 	t.Helper()
-	chart, err := loader.Load(chartPath)
+	loaded, err := loader.Load(chartPath)
 	require.NoError(t, err)
+	return renderChart(t, loaded, release, values, there...)
+}
+
+// renderChart is renderAs for a chart that is loaded, of whose sub-charts those are left that values turn on.
+func renderChart(t *testing.T, loaded *chart.Chart, release, values string, there ...runtime.Object) (rendering, error) {
+	t.Helper()
 	given, err := common.ReadValues([]byte(values))
 	require.NoError(t, err)
+	require.NoError(t, chartutil.ProcessDependencies(loaded, given))
 	options := common.ReleaseOptions{Name: release, Namespace: namespace, Revision: 1, IsInstall: len(there) == 0, IsUpgrade: len(there) > 0}
-	all, err := util.ToRenderValues(chart, given, options, common.DefaultCapabilities)
+	all, err := util.ToRenderValues(loaded, given, options, common.DefaultCapabilities)
 	if err != nil {
 		return rendering{}, err
 	}
-	files, err := engine.RenderWithClientProvider(chart, all, cluster(there))
+	files, err := engine.RenderWithClientProvider(loaded, all, cluster(there))
 	if err != nil {
 		return rendering{}, err
 	}

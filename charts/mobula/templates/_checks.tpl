@@ -70,8 +70,9 @@
 
 {{- define "mobula.checks.rest" -}}
 {{- range list "kube-prometheus-stack" "prometheus-adapter" -}}
-{{- if index $.Values . }}{{ fail (printf "%s: the chart has no sub-charts: install %s beside it with values of its own (examples/kubernetes/README.md)" . .) }}{{ end -}}
+{{- if and (dig "enabled" false (index $.Values .)) (not (hasKey $.Subcharts .)) }}{{ fail (printf "%s.enabled: this copy of the chart has no sub-charts: install %s beside it, or the chart that `make chart` packs (examples/kubernetes/README.md)" . .) }}{{ end -}}
 {{- end -}}
+{{- if and .Values.prometheusAdapter.enabled (hasKey .Subcharts "prometheus-adapter") (not (dig "rules" "existing" "" (index .Values "prometheus-adapter"))) }}{{ fail (printf "prometheus-adapter.rules.existing: required with prometheusAdapter.enabled, whose rules are in the ConfigMap %s-prometheus-adapter" (include "mobula.fullname" .)) }}{{ end -}}
 {{- range list "router" "control" -}}
 {{- if and (index $.Values .).enabled (not $.Values.serviceAccount.create) (not (index $.Values.serviceAccount (printf "%sName" .))) }}{{ fail (printf "serviceAccount.%sName: required with serviceAccount.create false: without a name the account default, and with it each pod of the namespace, would have the rights of mobula %s" . .) }}{{ end -}}
 {{- end -}}

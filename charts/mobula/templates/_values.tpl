@@ -3,7 +3,7 @@ Keys that have a default in values.yaml. Helm takes a key without a value for th
 no word of where. Each line is a mapping and its keys.
 */}}
 {{- define "mobula.keys" -}}
-.: models platform fleet image nameOverride fullnameOverride commonLabels commonAnnotations router control serviceAccount rbac networkPolicy serviceMonitor podMonitor dashboards alerts cacheServer lmcache redis keda prometheusAdapter extraObjects
+.: models platform fleet image nameOverride fullnameOverride commonLabels commonAnnotations router control serviceAccount rbac networkPolicy serviceMonitor podMonitor dashboards alerts cacheServer lmcache redis keda prometheusAdapter extraObjects kube-prometheus-stack prometheus-adapter
 image: repository tag digest pullPolicy pullSecrets
 router: enabled replicas image resources service autoscaling podDisruptionBudget ingress route strategy env envFrom extraArgs extraVolumes extraVolumeMounts extraContainers pod
 router.service: type port nodePort annotations loadBalancerSourceRanges loadBalancerClass externalTrafficPolicy
