@@ -3,18 +3,20 @@ package resources
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
 	"strings"
 
-	"sigs.k8s.io/yaml"
+	"github.com/goccy/go-yaml"
 )
 
 // split takes a fleet file apart: the spec of its Fleet object, and those of its Model objects by their names.
 func split(file []byte) (fleet map[string]any, models map[string]map[string]any, err error) {
-	var doc map[string]any
-	if err := yaml.Unmarshal(file, &doc); err != nil {
+	doc, err := document(file)
+	if err != nil {
 		return nil, nil, fmt.Errorf("take the fleet file apart: %w", err)
 	}
 	bare(doc)
@@ -49,6 +51,19 @@ func split(file []byte) (fleet map[string]any, models map[string]map[string]any,
 		}
 	}
 	return doc, models, nil
+}
+
+// document reads a fleet file with the values that JSON has, by the library that mobula.Load uses: others know YAML 1.1, where a model
+// called n is false.
+func document(file []byte) (doc map[string]any, err error) {
+	text, err := yaml.YAMLToJSON(file)
+	if err == nil {
+		err = json.Unmarshal(text, &doc)
+	}
+	if err == nil && doc == nil {
+		err = errors.New("it is empty")
+	}
+	return doc, err
 }
 
 // bare takes away fields that are there without a value: a fleet file may have them, an object may not.

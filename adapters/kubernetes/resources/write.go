@@ -144,8 +144,8 @@ func (s *Source) ours(kind, name string) bool {
 
 // Whole gives a fleet file with what objects of others add to it, which Write leaves there: the LoRAs of LoRA objects, and Models.
 func (s *Source) Whole(file []byte) ([]byte, error) {
-	var doc map[string]any
-	if err := yaml.Unmarshal(file, &doc); err != nil {
+	doc, err := document(file)
+	if err != nil {
 		return nil, err
 	}
 	now := s.objects()
