@@ -183,12 +183,13 @@ func (s *Source) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	workers.Go(func() { s.writeStatuses(ctx) })
-	s.compose(ctx)
+	again := s.compose(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.dirty:
+		case <-again:
 		}
 		select {
 		case <-ctx.Done():
@@ -199,7 +200,7 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-s.dirty:
 		default:
 		}
-		s.compose(ctx)
+		again = s.compose(ctx)
 	}
 }
 
@@ -300,33 +301,35 @@ func (s *Source) tellStrays(ctx context.Context) {
 const recallPause = time.Second
 
 // recall asks what was applied last when objects are wrong and it is not known what they were before: others go by that. Where all is right nobody is asked.
-func (s *Source) recall(ctx context.Context) {
+// again is when to ask anew, nil where there is no need.
+func (s *Source) recall(ctx context.Context) (again <-chan time.Time) {
 	s.mu.Lock()
 	known, first := s.composed.Good != nil, s.state.Version == 0
 	s.mu.Unlock()
 	objects := s.objects()
 	if s.o.Recall == nil || known || objects.Fleet == nil {
-		return
+		return nil
 	}
 	now := Compose(objects, nil, nil)
 	if len(now.Bad) == 0 {
-		return
+		return nil
 	}
 	previous, err := s.o.Recall(ctx)
 	if err != nil && first {
 		s.o.Logger.InfoContext(ctx, "objects are wrong, and what was applied last is not known", "err", err)
 	}
 	if len(previous) == 0 && now.File == nil { // there is nothing to go on with
-		time.AfterFunc(recallPause, s.touch)
+		again = time.After(recallPause)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.remember(previous)
+	return again
 }
 
-// compose makes the state anew.
-func (s *Source) compose(ctx context.Context) {
-	s.recall(ctx)
+// compose makes the state anew. again is when to do so next though nothing may have changed, nil for never.
+func (s *Source) compose(ctx context.Context) (again <-chan time.Time) {
+	again = s.recall(ctx)
 	objects := s.objects()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -357,6 +360,7 @@ func (s *Source) compose(ctx context.Context) {
 	}
 	s.offered = offer{s.state.Version, objects, s.composed.Good}
 	poke(s.writing) // what is wrong is told, whether or not there is something to apply
+	return again
 }
 
 // offer is what was composed of which objects.
