@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,7 +30,7 @@ func packed(t *testing.T) *chart.Chart {
 	}
 	require.NoError(t, yaml.UnmarshalStrict(list, &subcharts))
 	for _, d := range subcharts.Dependencies {
-		require.Regexp(t, regexp.MustCompile(`^\d+\.\d+\.\d+$`), d.Version, "%s is pinned", d.Name)
+		require.Regexp(t, `^\d+\.\d+\.\d+$`, d.Version, "%s is pinned", d.Name)
 		standIn := &chart.Chart{Metadata: &chart.Metadata{APIVersion: "v2", Name: d.Name, Version: d.Version}, Templates: []*common.File{{
 			Name: "templates/values.yaml",
 			Data: []byte("{apiVersion: v1, kind: ConfigMap, metadata: {name: {{ .Chart.Name }}}, data: {values: {{ .Values | toJson | quote }}}}\n"),
@@ -66,7 +65,7 @@ prometheus-adapter: {enabled: true, rules: {existing: mobula-prometheus-adapter}
 	require.NoError(t, json.Unmarshal([]byte(at(r.Objects["ConfigMap/kube-prometheus-stack"], "data values").(string)), &stack))
 	require.NoError(t, json.Unmarshal([]byte(at(r.Objects["ConfigMap/prometheus-adapter"], "data values").(string)), &adapter))
 	require.Equal(t, map[string]any{
-		"retention":                               "3d",
+		"retention": "3d",
 		"serviceMonitorSelectorNilUsesHelmValues": false,
 		"podMonitorSelectorNilUsesHelmValues":     false,
 		"ruleSelectorNilUsesHelmValues":           false,
