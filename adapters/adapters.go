@@ -118,6 +118,8 @@ type Fetcher interface {
 var (
 	// ErrUnavailable: the platform can't be asked right now.
 	ErrUnavailable = errors.New("platform unavailable")
+	// ErrWithdrawn: nobody wants it any more, which its caller is about to hear.
+	ErrWithdrawn = errors.New("nobody wants it any more")
 	// ErrImpossible: no host of the platform could ever run it.
 	ErrImpossible = errors.New("does not fit on any host")
 	// ErrUnknownReplica: there is no such replica.

@@ -364,7 +364,7 @@ func (c *Control) told(key adapters.Key, d *adapters.Deployment, err error) {
 		failed.why = err.Error()
 		c.backoff[key.Model] = failed
 		c.viewDirty = true
-		if !errors.Is(err, context.Canceled) {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, adapters.ErrWithdrawn) {
 			c.notef("model/"+key.Model, "PlatformError", true, "revision %s: %v", key.Revision, err)
 		}
 		return

@@ -96,6 +96,7 @@ type brokenPlacer struct {
 	*adapters.InMemoryPlacer
 	mu     sync.Mutex
 	broken string
+	err    error
 	tries  int
 }
 
@@ -104,7 +105,7 @@ func (p *brokenPlacer) Apply(ctx context.Context, d adapters.Deployment) error {
 	defer p.mu.Unlock()
 	if d.Key.Model == p.broken {
 		p.tries++
-		return errors.New("quota exceeded")
+		return p.err
 	}
 	return p.InMemoryPlacer.Apply(ctx, d)
 }
@@ -120,7 +121,7 @@ func TestOneModelsErrorIsItsOwn(t *testing.T) {
 	bubble(t, func(b *bench) {
 		t := b.t
 		b.stop()
-		broken := &brokenPlacer{InMemoryPlacer: b.placer, broken: "a"}
+		broken := &brokenPlacer{InMemoryPlacer: b.placer, broken: "a", err: errors.New("quota exceeded")}
 		b.wrap = broken
 		b.placer.Auto(true)
 		b.start()
@@ -131,5 +132,16 @@ func TestOneModelsErrorIsItsOwn(t *testing.T) {
 		require.LessOrEqual(t, broken.mend(), 20, "it is tried again with pauses")
 		b.pass(2 * time.Minute)
 		require.Equal(t, 1, b.model("a").Ready)
+	})
+}
+
+func TestWhatIsWithdrawnIsNoPlatformsError(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.stop()
+		b.wrap = &brokenPlacer{InMemoryPlacer: b.placer, broken: "a", err: adapters.ErrWithdrawn}
+		b.start()
+		b.apply(fleetFile(simModel("a", "1")))
+		b.pass(time.Minute)
+		require.NotContains(b.t, b.reasons(), "PlatformError")
 	})
 }

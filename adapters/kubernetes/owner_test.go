@@ -80,7 +80,7 @@ func (o *owners) belong(uid types.UID) {
 
 func TestWhatAModelsObjectsBelongTo(t *testing.T) {
 	o := newOwners(t)
-	require.ErrorIs(t, o.Apply(t.Context(), deployment("chat", "r1", 1)), errNobodys)
+	require.ErrorIs(t, o.Apply(t.Context(), deployment("chat", "r1", 1)), adapters.ErrWithdrawn)
 	require.Empty(t, o.cube.Objects("configmaps", testSpace, labelRecord), "nothing is made for a model without an object")
 	uid := o.comes()
 	o.apply(deployment("chat", "r1", 1))

@@ -30,9 +30,6 @@ const (
 // errLost tells that a write was done before, and that nobody knew.
 var errLost = errors.New("it is written already")
 
-// errNobodys is of what is made only for a model that has an object.
-var errNobodys = errors.New("there is no Model object of it any more, so nothing is made for it")
-
 // impossibleError is what no cluster could run.
 type impossibleError struct{ error }
 
@@ -203,7 +200,7 @@ func (s *keeper) create(ctx context.Context, r *record) error {
 	tries := 0
 	r.owner = s.options.Owner(r.Key.Model)
 	if r.owner == nil && !s.alone { // nobody could delete it
-		return fmt.Errorf("model %s: %w", r.Key.Model, errNobodys)
+		return fmt.Errorf("model %s has no Model object, so nothing is made for it: %w", r.Key.Model, adapters.ErrWithdrawn)
 	}
 	for base := range bases(r.Key) {
 		r.Base = base

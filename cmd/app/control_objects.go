@@ -316,7 +316,7 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, pre
 		}
 		if bytes.Equal(state.File, previous) {
 			previous = nil
-			objects.Took(version, nil)
+			objects.Took(version, 0, nil)
 			continue
 		}
 		previous = nil
@@ -324,11 +324,14 @@ func (p *plane) applyObjects(ctx context.Context, objects *resources.Source, pre
 			objects.Refuse(version, impossible) // a state without them follows
 			continue
 		}
-		_, err = p.control.Apply(ctx, state.File, sourceOfObjects(fleet.Name), false, true)
-		objects.Took(version, err)
+		change, err := p.control.Apply(ctx, state.File, sourceOfObjects(fleet.Name), false, true)
 		if err == nil {
+			objects.Took(version, change.Generation, nil)
 			said = ""
-		} else if ctx.Err() == nil {
+			continue
+		}
+		objects.Took(version, 0, err)
+		if ctx.Err() == nil {
 			if said != err.Error() {
 				said = err.Error()
 				p.control.Tell(control.Event{Warning: true, Object: "fleet", Reason: "Refused", Message: said})
@@ -383,7 +386,7 @@ func (p *plane) showObjects(ctx context.Context, objects *resources.Source) erro
 
 // statusOf gives what objects show of a view.
 func statusOf(v *control.View) *resources.Status {
-	s := &resources.Status{Models: make(map[string]resources.ModelStatus, len(v.Models)), Routers: len(v.Routers), Stale: v.Stale}
+	s := &resources.Status{Generation: v.Generation, Models: make(map[string]resources.ModelStatus, len(v.Models)), Routers: len(v.Routers), Stale: v.Stale}
 	problems := map[string]string{}
 	replicas := map[string]int{}
 	for i := range v.Replicas {

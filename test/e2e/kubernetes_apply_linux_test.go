@@ -112,7 +112,7 @@ func TestAKubernetesFleetThatIsDeletedDoesNotComeBack(t *testing.T) {
 		if byHand {
 			w.remove(resources.KindFleet, "default")
 			w.Await("its Model says so", func() bool {
-				return w.is(resources.KindModel, "org-chat", resources.ConditionAccepted, "False", "Pending", "there is no Fleet object")
+				return w.is(resources.KindModel, "org-chat", resources.ConditionAccepted, "False", "NoFleet", "there is no Fleet object")
 			})
 			require.Contains(t, w.Run("get", "fleet"), chatModel, "what runs stays while there are Models")
 			require.Len(t, w.pods(chatModel), 1)

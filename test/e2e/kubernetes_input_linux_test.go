@@ -201,7 +201,7 @@ func TestKubernetesFleetWaitsForWhatIsMissing(t *testing.T) {
 
 	w.apply(chatObject(1, "}"))
 	w.Await("the Model says that there is no Fleet", func() bool {
-		return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "Pending", `no Fleet object "default"`)
+		return w.is(resources.KindModel, "chat", resources.ConditionAccepted, "False", "NoFleet", `no Fleet object "default"`)
 	})
 	w.cluster.Deny("create", "deployments")
 	w.apply(fleetObject)

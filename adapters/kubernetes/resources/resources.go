@@ -23,8 +23,10 @@ const (
 const (
 	// ConditionAccepted: the object is right and in use. While it is not, what it was before is.
 	ConditionAccepted = "Accepted"
-	// ConditionReady: as many replicas as wanted serve; a LoRA is loaded where it is wanted.
+	// ConditionReady: as many replicas as wanted serve; a LoRA is loaded where it is wanted; a Fleet is in use.
 	ConditionReady = "Ready"
+	// ConditionModelsReady: all models of a Fleet have as many replicas as wanted.
+	ConditionModelsReady = "ModelsReady"
 	// ConditionProgressing: replicas are being started or replaced.
 	ConditionProgressing = "Progressing"
 )

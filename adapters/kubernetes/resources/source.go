@@ -76,6 +76,7 @@ type Source struct {
 	veto     map[string]vetoed
 	astray   map[string]string // Models of no fleet, and why
 	taken    int64             // version that the control plane has applied
+	takenAs  int64             // and as which generation of the fleet
 	refused  string            // why it did not take a later one
 	status   *Status           // newest that was reported
 }
@@ -482,15 +483,16 @@ func (s *Source) Next(ctx context.Context, after int64) State {
 	}
 }
 
-// Took tells that the control plane has applied a state, or, with err, why it has not: the objects' conditions say so.
-func (s *Source) Took(version int64, err error) {
+// Took tells that the control plane has applied a state, and as which generation of the fleet, or, with err, why it has not: the objects' conditions say so,
+// once there is a Status of that generation.
+func (s *Source) Took(version, generation int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.judged = true
 	if s.refused = ""; err != nil {
 		s.refused = err.Error()
 	} else {
-		s.taken = version
+		s.taken, s.takenAs = version, generation
 	}
 	if err == nil && s.handed.version == version {
 		s.good = s.handed.good

@@ -173,7 +173,7 @@ func TestStatusesAreWritten(t *testing.T) {
 	w.create(LoRAs(), "kind: LoRA\nmetadata: {name: l}\nspec: {model: chat, source: /l}")
 	state, _ := w.until(w.Source, func(f *mobula.Fleet) bool { return len(f.Models) == 1 && len(f.Models[0].LoRAs) == 1 })
 	require.Empty(t, w.status(Models(), "chat"), "who does not report does not write")
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.Report(&Status{Routers: 1, Models: map[string]ModelStatus{"org/chat": {
 		Wanted: 2, Replicas: 2, Ready: 1, Revision: "2d14645278", Phase: "Progressing", Message: "1 of 2", Problem: "replica x: the image can't be pulled",
 		LoRAs: []LoRAStatus{{Name: "l", Wanted: 2, Loaded: 1}},
@@ -274,7 +274,7 @@ func TestRefusedModelsHoldUpNoOthers(t *testing.T) {
 	w.refuse(map[string]string{"huge": "no node has 512 GPUs"})
 	state, f := w.until(w.Source, models(1))
 	require.Equal(t, "org/chat", f.Models[0].Name)
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.Report(&Status{})
 	w.eventually("it is told", func() bool { return is(w.status(Models(), "huge"), ConditionAccepted) == "False Invalid" })
 	w.patch(Models(), "huge", `{"spec":{"resources":{"gpus":8}}}`)
@@ -286,7 +286,7 @@ func TestARefusedChangeLeavesTheModelAsItWas(t *testing.T) {
 	w.create(Fleets(), fleetText)
 	w.create(Models(), chatText)
 	state, _ := w.until(w.Source, models(1))
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.patch(Models(), "chat", `{"spec":{"replicas":3}}`)
 	w.until(w.Source, func(f *mobula.Fleet) bool { return f.Models[0].Replicas.Max == 3 })
 	w.refuse(map[string]string{"org/chat": "no room for 3"})
@@ -303,14 +303,14 @@ func TestAModelThatHasNotChangedIsNotRefusedForTheFleet(t *testing.T) {
 	w.create(Models(), chatText)
 	w.create(Models(), "kind: Model\nmetadata: {name: other}\nspec: {replicas: 1, engine: {kind: sim}}")
 	state, _ := w.until(w.Source, models(2))
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.patch(Fleets(), DefaultFleet, `{"spec":{"platform":{"kubernetes":{"pods":{"memoryLimit":"4Gi"}}}}}`)
 	w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "4Gi" })
 	w.refuse(map[string]string{"org/chat": "it wants 8Gi", "other": "it wants 6Gi"})
 	state, f := w.until(w.Source, func(f *mobula.Fleet) bool { return limit(f) == "" })
 	require.Len(t, f.Models, 2)
 	require.Empty(t, w.Rejected())
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.Report(&Status{})
 	w.eventually("the Fleet is told", func() bool {
 		conditions := fmt.Sprint(w.status(Fleets(), DefaultFleet)["conditions"])

@@ -32,6 +32,8 @@ const maxMessage = 1024
 
 // Status is how a fleet fares.
 type Status struct {
+	// Generation of the fleet that this is about: it grows with each apply.
+	Generation int64
 	// Models by their ids.
 	Models map[string]ModelStatus
 	// Routers that report, and Stale why the cluster can't be asked.
@@ -89,7 +91,8 @@ func (s *Source) writeStatuses(ctx context.Context) {
 // writeRound writes the statuses that differ; false when one could not be written.
 func (s *Source) writeRound(ctx context.Context) bool {
 	s.mu.Lock()
-	status, composed, refused, upToDate := s.status, s.composed, s.refused, s.taken == s.state.Version
+	status, composed, refused := s.status, s.composed, s.refused
+	upToDate := s.taken == s.state.Version && status != nil && status.Generation >= s.takenAs
 	why := s.state.Why
 	s.mu.Unlock()
 	if status == nil {
@@ -203,11 +206,14 @@ func (j *judge) base(o *unstructured.Unstructured) (status map[string]any, accep
 	case j.refused != "":
 		accepted = condition(ConditionAccepted, false, "Refused", j.refused+" (what it was before stays)", generation)
 		status["observedGeneration"] = generation
+	case j.why != "":
+		accepted = condition(ConditionAccepted, false, reasonNoFleet, j.why, generation)
+		status["observedGeneration"] = generation
 	case j.upToDate:
 		accepted = condition(ConditionAccepted, true, "Applied", "", generation)
 		status["observedGeneration"] = generation
 	default: // soon
-		accepted = condition(ConditionAccepted, false, "Pending", cmp.Or(j.why, "the control plane has not applied it yet"), generation)
+		accepted = condition(ConditionAccepted, false, "Pending", "the control plane has not applied it yet", generation)
 		if before > 0 {
 			status["observedGeneration"] = before
 		}
@@ -239,9 +245,11 @@ func (j *judge) fleet(o *unstructured.Unstructured, models int) map[string]any {
 			ready++
 		}
 	}
-	is := condition(ConditionReady, ready == len(j.status.Models), "ModelsReady", fmt.Sprintf("%d of %d models have as many replicas as wanted", ready, len(j.status.Models)), o.GetGeneration())
-	if is["status"] != string(metav1.ConditionTrue) {
-		is["reason"] = "ModelsNotReady"
+	// Who waits for the fleet, as Helm does, waits for what it says itself: each model is an object to wait for.
+	is := condition(ConditionReady, accepted["status"] == string(metav1.ConditionTrue), accepted["reason"].(string), "", o.GetGeneration())
+	all := condition(ConditionModelsReady, ready == len(j.status.Models), "AllReady", fmt.Sprintf("%d of %d models have as many replicas as wanted", ready, len(j.status.Models)), o.GetGeneration())
+	if ready < len(j.status.Models) {
+		all["reason"] = "ModelsNotReady"
 	}
 	phase := "Ready"
 	switch {
@@ -249,39 +257,54 @@ func (j *judge) fleet(o *unstructured.Unstructured, models int) map[string]any {
 		phase = accepted["reason"].(string)
 	case j.status.Stale != "":
 		phase = "Stale"
-		is["message"] = cut(j.status.Stale)
+		all["message"] = cut(j.status.Stale)
 	case ready < len(j.status.Models):
 		phase = "Progressing"
 	}
 	status["models"], status["routers"], status["ready"], status["phase"] = int64(models), int64(j.status.Routers), fraction(ready, len(j.status.Models)), phase
-	status["conditions"] = []any{accepted, is}
+	status["conditions"] = []any{accepted, is, all}
 	return status
 }
 
 func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 	status, accepted := j.base(o)
-	m, known := j.status.Models[modelID(o)]
+	id, used := modelID(o), true
+	if j.bad[goodKey(o)] != "" { // it is what it was before, or nothing: another object may have its name
+		var spec map[string]any
+		spec, used = j.good[goodKey(o)], j.good[goodKey(o)] != nil
+		name, _ := spec["name"].(string)
+		id = cmp.Or(name, o.GetName())
+	}
+	var m ModelStatus
+	known := false
+	if used {
+		m, known = j.status.Models[id]
+	}
 	ready := condition(ConditionReady, known && m.Ready >= m.Wanted, "AllReady", "", o.GetGeneration())
 	progressing := condition(ConditionProgressing, m.Phase == "Progressing", cmp.Or(m.Phase, "None"), m.Message, o.GetGeneration())
 	switch {
+	case !used:
+		ready["reason"], ready["message"] = "NotInUse", accepted["message"]
 	case !known:
 		ready["reason"], ready["message"] = "NotPlaced", "no replicas are asked for, or it is not applied yet"
 	case m.Wanted == 0:
 		ready["reason"], ready["message"] = "ScaledToZero", "the next request has a replica made"
 	case m.Ready < m.Wanted:
-		ready["reason"], ready["message"] = "ReplicasMissing", cut(cmp.Or(m.Problem, m.Message, fmt.Sprintf("%d of %d replicas are ready", m.Ready, m.Wanted)))
+		ready["reason"], ready["message"] = "ReplicasMissing", cut(cmp.Or(m.Problem, fmt.Sprintf("%d of %d replicas are ready", m.Ready, m.Wanted)))
 	}
 	phase := cmp.Or(m.Phase, "Pending")
 	if accepted["status"] != string(metav1.ConditionTrue) && accepted["reason"] != "Pending" {
 		phase = accepted["reason"].(string)
 	}
 	message := cmp.Or(m.Problem, m.Message)
-	if phase == "Invalid" || phase == "Refused" {
+	if phase == accepted["reason"] {
 		message = accepted["message"].(string)
 	}
 	status["replicas"], status["readyReplicas"], status["desiredReplicas"] = int64(m.Replicas), int64(m.Ready), int64(m.Wanted)
 	status["ready"], status["revision"], status["phase"], status["message"] = fraction(m.Ready, m.Wanted), m.Revision, phase, cut(message)
-	status["selector"] = kube.LabelModel + "=" + kube.Label(modelID(o)) + "," + kube.LabelServes + "=true"
+	if used { // whose pods an autoscaler looks at
+		status["selector"] = kube.LabelModel + "=" + kube.Label(id) + "," + kube.LabelServes + "=true"
+	}
 	if len(m.LoRAs) > 0 {
 		loras := []any{}
 		for _, l := range m.LoRAs {
@@ -293,8 +316,20 @@ func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 		}
 		status["loras"] = loras
 	}
-	status["conditions"] = []any{accepted, ready, progressing}
+	status["conditions"] = append([]any{accepted, ready, progressing}, waits(phase, message, o.GetGeneration())...)
 	return status
+}
+
+// waits are conditions by which tools that know nothing of Models see whether to wait for one or to give up, where Ready, which is whether it serves,
+// is not enough: kstatus of Kubernetes' cli-utils, which Helm 4 and Flux go by. They are there only while they are true.
+func waits(phase, message string, generation int64) []any {
+	switch phase {
+	case "Progressing":
+		return []any{condition("Reconciling", true, phase, message, generation)}
+	case "RolledBack", "Failed", "Invalid", "Refused":
+		return []any{condition("Stalled", true, phase, message, generation)}
+	}
+	return nil
 }
 
 // lora is the status of a LoRA object of the model with this id.

@@ -16,7 +16,7 @@ func TestLongMessagesAreWrittenOnce(t *testing.T) {
 	w.create(Models(), chatText)
 	w.create(LoRAs(), "kind: LoRA\nmetadata: {name: l}\nspec: {model: chat, source: /l}")
 	state, _ := w.until(w.Source, func(f *mobula.Fleet) bool { return len(f.Models) == 1 && len(f.Models[0].LoRAs) == 1 })
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	long := "!" + strings.Repeat("é", maxMessage) + "\xff" // a character's first half is the last byte that has room
 	w.Report(&Status{Routers: 1, Stale: long, Models: map[string]ModelStatus{"org/chat": {
 		Wanted: 2, Ready: 1, Revision: "r", Phase: "Progressing", Message: long, Problem: "\xff" + long, LoRAs: []LoRAStatus{{Name: "l", Wanted: 2, Error: long}},

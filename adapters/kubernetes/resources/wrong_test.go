@@ -17,7 +17,7 @@ func TestModelsOfNoFleetAreToldSo(t *testing.T) {
 	w.create(Fleets(), fleetText)
 	w.create(Models(), chatText)
 	state, _ := w.until(w.Source, models(1))
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.Report(&Status{})
 	w.eventually("it is told", func() bool { return is(w.status(Models(), "early"), ConditionAccepted) == "False NoFleet" })
 	const why = `there is no Fleet object "other" in namespace n; it has default: name one in the Models' spec.fleet, or make that Fleet`
@@ -41,7 +41,7 @@ func TestModelsOfNoFleetAreToldSo(t *testing.T) {
 	require.NoError(t, err)
 	w.patch(Models(), "chat", `{"spec":{"replicas":1}}`)
 	state, _ = w.until(w.Source, func(f *mobula.Fleet) bool { return f.Models[0].Replicas.Max == 1 })
-	w.Took(state.Version, nil)
+	w.Took(state.Version, 0, nil)
 	w.Report(&Status{Models: map[string]ModelStatus{"org/chat": {Wanted: 1, Revision: "later"}}})
 	w.eventually("the next round of statuses", func() bool { return w.status(Models(), "chat")["revision"] == "later" })
 	require.Equal(t, "False Pending", is(w.status(Models(), "early"), ConditionAccepted))
@@ -87,6 +87,6 @@ func TestRejectedSaysWhyAModelIsNotAsItsObject(t *testing.T) {
 	w.eventually("it is in use", func() bool { return w.Rejected()["org/chat"] == "" })
 
 	state, _ := w.until(w.Source, models(1))
-	w.Took(state.Version, errors.New("missing rights"))
+	w.Took(state.Version, 0, errors.New("missing rights"))
 	require.Contains(t, w.Rejected()["org/chat"], "missing rights")
 }

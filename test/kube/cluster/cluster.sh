@@ -111,7 +111,7 @@ check) check ;;
 up) up ;;
 enter) shift && enter "$@" ;;
 start | kill | pause | resume) enter bash "$here/node.sh" "$@" ;;
-import) enter ctr -a $run/containerd.sock -n k8s.io images import "${2:?TAR}" ;;
+import) enter ctr -a $run/containerd.sock -n k8s.io images import "$(realpath "${2:?TAR}")" ;;
 *)
 	sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
 	exit 2
