@@ -90,6 +90,7 @@ spec:
 	t.Run("an image can't be pulled", func(t *testing.T) {
 		c.says(t, "it is told of at once", describe(model), []string{"image " + image + " can't be pulled", "models[" + model + "].kubernetes.image"})
 		r.awaitField(t, "model/"+model, ".status.phase", "RolledBack")
+		r.awaitField(t, "model/"+model, `.status.conditions[?(@.type=="Stalled")].reason`, "RolledBack")
 		c.says(t, "and why", describe(model), []string{"RolledBack", "for more than 2m: image " + image + " can't be pulled"})
 		mobula := r.mobula(t)
 		require.Contains(t, mobula("describe", "model", model), "image "+image+" can't be pulled")
