@@ -34,7 +34,7 @@ var rooms = map[string][]string{
 	"adapters/ray/raytest":          {"raycluster"},
 	"adapters/kubernetes":           {".", "adapters", "engine", "kube", "golang.org/x/sync/", "k8s.io/"},
 	"adapters/kubernetes/kubetest":  {"kube", "k8s.io/"},
-	"adapters/kubernetes/resources": {".", "kube", "k8s.io/", "sigs.k8s.io/yaml"},
+	"adapters/kubernetes/resources": {".", "kube", "github.com/goccy/go-yaml", "k8s.io/", "sigs.k8s.io/yaml"},
 	"adapters/kuberay":              {".", "adapters", "kube", "raycluster", "k8s.io/", "github.com/ray-project/kuberay/"},
 	"convert":                       {".", "github.com/goccy/go-yaml", "sigs.k8s.io/yaml"},
 	"control/leader":                {"state", "k8s.io/"},
