@@ -80,7 +80,7 @@ generate: ## Write the generated files again
 	$(GO) generate ./...
 
 check: lint generate test ## All that a change must pass: lint, tests, rooms' arrows, generated files
-	@git diff --exit-code --stat -- docs || { echo "generated files were out of date: commit them"; exit 1; }
+	@git diff --exit-code --stat -- docs charts || { echo "generated files were out of date: commit them"; exit 1; }
 
 clean: ## Remove what was built
 	rm -rf bin dist

@@ -45,7 +45,7 @@ type Engine struct {
 
 // Resources are what one engine takes.
 type Resources struct {
-	// GPUs, over all of its hosts. Default: the product of the parallel sizes in the engine's arguments; 0 for a simulated engine.
+	// GPUs, over all of its hosts. 0 to 1024. Default: the product of the parallel sizes in the engine's arguments; 0 for a simulated engine.
 	GPUs *int `yaml:"gpus"`
 	// Memory that each of its GPUs must have. Ray does not know it: on a Ray cluster use ray.acceleratorType. Default 0.
 	GPUMemory Size `yaml:"gpuMemory"`

@@ -16,7 +16,8 @@ const (
 // patterns gives those of fields by struct and name. They are in schemas only: what they refuse, mobula.Load refuses too.
 func patterns() map[string]string {
 	return map[string]string{
-		"Fleet.name": namespacePattern, "FleetValues.name": namespacePattern, "Kubernetes.namespace": namespacePattern,
+		"Fleet.name": namespacePattern, "FleetValues.name": namespacePattern,
+		"Values.nameOverride": namespacePattern, "Values.fullnameOverride": namespacePattern, "Kubernetes.namespace": namespacePattern,
 		"Provider.name": namespacePattern, "Provider.apiKeyEnv": variablePattern, "StaticEndpoint.apiKeyEnv": variablePattern,
 		"Ray.tokenEnv": variablePattern, "KubernetesDiscover.apiKeyEnv": variablePattern, "KubernetesDiscover.port": portPattern,
 		"KubernetesPods.cpu": quantityPattern, "KubernetesPods.cpuLimit": quantityPattern,

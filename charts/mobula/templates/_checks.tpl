@@ -35,7 +35,7 @@
 {{- if and (hasKey $model "replicas") (ne $model.replicas nil) -}}
 {{- if not $.Values.control.enabled }}{{ fail (printf "models[%d].replicas: there is no control plane to make engines: set control.enabled, or leave replicas out for a model that others run" $i) }}{{ end -}}
 {{- $replicas := include "mobula.replicas" $model.replicas | fromYaml -}}
-{{- if $replicas.Error }}{{ fail (printf "models[%d].replicas: want a number such as 2 or a range such as \"1-4\", got %v" $i $model.replicas) }}{{ end -}}
+{{- if $replicas.Error }}{{ fail (printf "models[%d].replicas: want a number such as 2 or a range such as \"1-4\", at most 1000, got %v" $i $model.replicas) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.keda.enabled (not .Values.keda.models) }}{{ fail "keda.models: required with keda.enabled: [{name: MODEL, min: 0, max: 4}]" }}{{ end -}}

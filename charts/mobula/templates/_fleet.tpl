@@ -57,11 +57,11 @@
 {{/* replicas of a fleet file as replicas or range of a Model. */}}
 {{- define "mobula.replicas" -}}
 {{- $text := toString . -}}
-{{- if mustRegexMatch "^[0-9]+$" $text }}replicas: {{ $text }}
-{{- else if mustRegexMatch "^[0-9]+-[0-9]+$" $text -}}
 {{- $ends := splitList "-" $text -}}
-range: {min: {{ first $ends }}, max: {{ last $ends }}}
-{{- else }}Error: true
+{{- $min := first $ends | atoi -}}{{- $max := last $ends | atoi -}}
+{{- if or (not (mustRegexMatch "^[0-9]{1,4}(-[0-9]{1,4})?$" $text)) (gt $min $max) (gt $max 1000) }}Error: true
+{{- else if eq (len $ends) 1 }}replicas: {{ $min }}
+{{- else }}range: {min: {{ $min }}, max: {{ $max }}}
 {{- end -}}
 {{- end }}
 
