@@ -47,6 +47,8 @@ type situation struct {
 	stored func(base string) bool
 	// held tells of an object that is left as others have made it for a while: we have put it back often.
 	held func(ident) bool
+	// lost are objects that others have deleted since.
+	lost map[ident]bool
 }
 
 // actions is what is to be done for a model, in the order of its fields.

@@ -27,6 +27,7 @@ func (p *planner) ensure(r *record, replica string, count int) (bool, error) {
 		switch {
 		case o == nil:
 			all, anew[id] = false, true
+			p.noteLost(id, r)
 		case o.GetDeletionTimestamp() != nil: // it comes again when this one is gone
 			all = false
 		case o.GetAnnotations()[kube.AnnotationSpec] != hash, replica != "" && o.GetLabels()[kube.LabelReplica] != replica:
@@ -93,6 +94,13 @@ func (p *planner) note(id ident, c change) {
 	p.putBack = append(p.putBack, putBack{id, fmt.Sprintf("%s %s: spec.%s was changed by %s and is put back: change the fleet or the Model instead", id.Kind, id.Name, c.field, c.manager)})
 }
 
+// noteLost tells of an object that is made again because others have deleted it; what goes with its Model is none.
+func (p *planner) noteLost(id ident, r *record) {
+	if p.lost[id] && (r.owner == nil || p.owner != nil) {
+		p.putBack = append(p.putBack, putBack{id, fmt.Sprintf("%s %s was deleted by somebody else and is made again: scale or delete the Model instead", id.Kind, id.Name)})
+	}
+}
+
 // shared looks after what all revisions of a model have in common. The newest record says how it is.
 func (p *planner) shared() error {
 	var newest *record
@@ -119,7 +127,10 @@ func (p *planner) shared() error {
 	id := ident{wish.GetKind(), wish.GetName()}
 	have := p.known[id]
 	switch {
-	case have == nil || have.GetAnnotations()[kube.AnnotationSpec] != wish.GetAnnotations()[kube.AnnotationSpec]:
+	case have == nil:
+		p.apply = append(p.apply, wish)
+		p.noteLost(id, newest)
+	case have.GetAnnotations()[kube.AnnotationSpec] != wish.GetAnnotations()[kube.AnnotationSpec]:
 		p.apply = append(p.apply, wish)
 	case have.GetDeletionTimestamp() != nil:
 	default:

@@ -45,8 +45,9 @@ type keeper struct {
 	watches  []*watched // all but the nodes'
 	nodesOn  *watched
 	crashes  *crashes
-	pace     map[string]pace // by group; one worker at a time has each entry
-	paceLock sync.Mutex
+	pace     map[string]pace   // by group; one worker at a time has each entry
+	lost     map[string][]lost // by group: what has gone since it was looked at last
+	paceLock sync.Mutex        // of pace and lost
 
 	looked atomic.Bool // all watches have shown what there is, and Status tells of it
 
@@ -60,6 +61,13 @@ type pace struct {
 	until   time.Time
 	fights  map[ident]fight
 	claimed []types.UID // of the records for which the model's claim was made
+	removed []types.UID // of the objects that we have deleted and that are not gone yet
+}
+
+// lost is an object that has gone.
+type lost struct {
+	ident
+	uid types.UID
 }
 
 // awaited is a write that the watches have not shown yet: a version, or that an object is gone, or goes within a grace period.
@@ -79,11 +87,10 @@ type fight struct {
 
 func newKeeper(c *Cluster, l *link) *keeper {
 	s := &keeper{
-		Cluster: c, link: l, crashes: newCrashes(), objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, shapes: map[string]map[string][]ident{},
+		Cluster: c, link: l, crashes: newCrashes(), objects: map[schema.GroupVersionResource]*shelf{}, pace: map[string]pace{}, lost: map[string][]lost{}, shapes: map[string]map[string][]ident{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
 	}
 	ours := labels.Set{kube.LabelManagedBy: kube.ManagedBy}.String() + "," + kube.LabelModel
-	touch := func(o metav1.Object, _ bool) { s.touch(o) }
 	core := l.Client.CoreV1()
 	s.pods = newShelf(groupByLabels, slimPod, func(o metav1.Object, gone bool) {
 		if gone {
@@ -95,7 +102,7 @@ func newKeeper(c *Cluster, l *link) *keeper {
 	s.maps = newShelf(groupByLabels, nil, s.recordTouched)
 	s.watches = append(s.watches, newWatched("configmaps", &corev1.ConfigMap{}, core.ConfigMaps(l.Namespace), ours+","+labelRecord, s.maps, s.turned))
 	for _, gvr := range c.resources(l.platform) {
-		s.objects[gvr] = newShelf(groupByLabels, slimObject, touch)
+		s.objects[gvr] = newShelf(groupByLabels, slimObject, s.objectTouched)
 		s.watches = append(s.watches, newWatched(gvr.Resource, &unstructured.Unstructured{}, l.Dynamic.Resource(gvr).Namespace(l.Namespace), ours, s.objects[gvr], s.turned))
 	}
 	s.nodes = newShelf(nil, slimNode, func(o metav1.Object, _ bool) {
@@ -206,6 +213,16 @@ func (s *keeper) touch(o metav1.Object) {
 	s.queue.Add(groupByLabels(o))
 }
 
+func (s *keeper) objectTouched(o metav1.Object, gone bool) {
+	if u, ok := o.(*unstructured.Unstructured); ok && gone {
+		group := groupByLabels(u)
+		s.paceLock.Lock()
+		s.lost[group] = append(s.lost[group], lost{ident{u.GetKind(), u.GetName()}, u.GetUID()})
+		s.paceLock.Unlock()
+	}
+	s.touch(o)
+}
+
 func (s *keeper) recordTouched(o metav1.Object, gone bool) {
 	m, ok := o.(*corev1.ConfigMap)
 	if !ok {
@@ -247,10 +264,11 @@ func (s *keeper) look(ctx context.Context, group string) {
 		return
 	}
 	situation := s.situation(group, &p)
+	situation.lost = s.taken(group, &p)
 	todo, err := plan(situation)
 	for _, b := range todo.putBack {
 		p.fought(b.ident, s.now())
-		s.log.Warn("somebody else has changed an object", "problem", b.text)
+		s.log.Warn("somebody else has changed or deleted an object", "problem", b.text)
 	}
 	done := s.perform(ctx, situation, &todo, &p)
 	s.told(situation, &todo)
@@ -297,7 +315,7 @@ func (s *keeper) paceOf(group string) pace {
 	s.paceLock.Lock()
 	defer s.paceLock.Unlock()
 	p := s.pace[group]
-	p.awaited, p.claimed = slices.Clone(p.awaited), slices.Clone(p.claimed)
+	p.awaited, p.claimed, p.removed = slices.Clone(p.awaited), slices.Clone(p.claimed), slices.Clone(p.removed)
 	if p.fights = maps.Clone(p.fights); p.fights == nil {
 		p.fights = map[ident]fight{}
 	}
@@ -307,11 +325,28 @@ func (s *keeper) paceOf(group string) pace {
 func (s *keeper) setPace(group string, p pace) {
 	s.paceLock.Lock()
 	defer s.paceLock.Unlock()
-	if len(p.awaited) == 0 && len(p.fights) == 0 && len(p.claimed) == 0 {
+	if len(p.awaited)+len(p.fights)+len(p.claimed)+len(p.removed) == 0 {
 		delete(s.pace, group)
 	} else {
 		s.pace[group] = p
 	}
+}
+
+// taken gives what others have deleted since the group was looked at last.
+func (s *keeper) taken(group string, p *pace) map[ident]bool {
+	s.paceLock.Lock()
+	gone := s.lost[group]
+	delete(s.lost, group)
+	s.paceLock.Unlock()
+	all := map[ident]bool{}
+	for _, o := range gone {
+		if at := slices.Index(p.removed, o.uid); at >= 0 {
+			p.removed = slices.Delete(p.removed, at, at+1)
+		} else {
+			all[o.ident] = true
+		}
+	}
+	return all
 }
 
 // lag drops what the watches have shown, and tells how long to wait for the rest.

@@ -265,6 +265,9 @@ func (s *keeper) remove(ctx context.Context, o *unstructured.Unstructured, p *pa
 		return explain("delete", o.GetKind(), o.GetName(), err)
 	}
 	p.await(awaited{on: on, name: o.GetName(), gone: uid}, s.now())
+	if err == nil {
+		p.removed = append(p.removed, uid)
+	}
 	return nil
 }
 

@@ -171,7 +171,8 @@ func TestMissingPodsThatWaitedForStartGoNotBeforeTheOnesThatAreToGo(t *testing.T
 }
 
 func TestADeploymentThatComesBackWhileItsPodsEndHasPodsOfItsOwn(t *testing.T) {
-	l := newLab(t, kubetest.Options{Lingers: true})
+	events := &told{}
+	l := newLab(t, kubetest.Options{Lingers: true}, func(o *Options) { o.Tell = events.add })
 	d := deployment("chat", "r1", 1)
 	l.apply(d)
 	id := l.ready(1)[0]
@@ -193,6 +194,16 @@ func TestADeploymentThatComesBackWhileItsPodsEndHasPodsOfItsOwn(t *testing.T) {
 	held, err := l.Deployments(t.Context(), testFleet)
 	require.NoError(t, err)
 	require.Len(t, held, 1)
+	require.False(t, events.has("chat", "PutBack"), "nobody else has deleted anything")
+}
+
+func TestWhatWeDeleteOurselvesIsNotTakenAway(t *testing.T) {
+	ours, other := ident{"Deployment", "ours"}, ident{"Deployment", "other"}
+	k := &keeper{lost: map[string][]lost{"group": {{ours, "1"}, {other, "2"}}}}
+	p := pace{removed: []types.UID{"1", "3"}}
+	require.Equal(t, map[ident]bool{other: true}, k.taken("group", &p))
+	require.Equal(t, []types.UID{"3"}, p.removed, "it has not gone yet")
+	require.Empty(t, k.taken("group", &p), "it is told once")
 }
 
 func TestDroppedWatchesAndExpiredVersionsLoseNothing(t *testing.T) {

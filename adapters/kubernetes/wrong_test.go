@@ -102,6 +102,11 @@ func TestWhatWasDoneToAModelIsTold(t *testing.T) {
 	require.NoError(t, err)
 	l.await("it was put back", func() bool { return events.has("chat", "PutBack", "Deployment "+name, "spec.replicas", "kubectl-edit") })
 	require.Empty(t, l.Problems(), "it is told once")
+	l.ready(2)
+	l.quiet()
+	require.NoError(t, l.cube.Client().AppsV1().Deployments(testSpace).Delete(t.Context(), name, metav1.DeleteOptions{}))
+	l.await("it was made again", func() bool { return events.has("chat", "PutBack", "Deployment "+name, "was deleted by somebody else") })
+	l.ready(2)
 
 	gang := ids[slices.IndexFunc(ids, func(id string) bool { return l.cube.Pod(testSpace, id+"-0") != nil })]
 	other := gang + othersSuffix + "-1"

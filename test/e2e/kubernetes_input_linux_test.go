@@ -103,6 +103,20 @@ func TestBadKubernetesObjectsSayWhatIsWrongAndDisturbNobody(t *testing.T) {
 		w.Await("so does describe", func() bool { return strings.Contains(w.Run("describe", "model", chatModel), why) })
 		require.Contains(t, w.Log("control-a"), why)
 	})
+	t.Run("what others delete is made again", func(t *testing.T) {
+		w.apply(modelObject("brief", "replicas: 1, engine: {kind: sim}"))
+		ready := func() bool { return w.is(resources.KindModel, "brief", resources.ConditionReady, "True", "AllReady") }
+		w.Await("it serves", ready)
+		all := w.cluster.Objects("deployments", "default", kube.LabelModel+"=brief")
+		require.Len(t, all, 1)
+		name := all[0].GetName()
+		require.NoError(t, w.cluster.Client().AppsV1().Deployments("default").Delete(t.Context(), name, metav1.DeleteOptions{}))
+		w.Await("the Model's events say so", func() bool {
+			return strings.Contains(w.events(resources.KindModel, "brief"), "PutBack: Deployment "+name+" was deleted by somebody else and is made again")
+		})
+		w.Await("it serves again", ready)
+		w.remove(resources.KindModel, "brief")
+	})
 	t.Run("a second control plane of the fleet", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "fleet.yaml")
 		require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "apiVersion: mobula/v1\nkind: Fleet\nname: default\nplatform: {kubernetes: {kubeconfig: %s, namespace: default}}\nmodels: [{name: more, replicas: 1, engine: {kind: sim}}]\n", w.kubeconfig), 0o600))
