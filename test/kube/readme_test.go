@@ -14,7 +14,8 @@ import (
 	"github.com/mobula-serve/mobula/test/docpage"
 )
 
-// testReadme types in README's sections "Kubernetes" and "KubeRay" as they stand, but for `make image`, whose image the cluster has.
+// testReadme types in README's sections "Kubernetes" and "KubeRay" as they stand, but for `make`, whose binary is built here,
+// and `make image`, whose image the cluster has.
 func (c *Cluster) testReadme(t *testing.T) {
 	c.KubeRay(t)
 	dir := t.TempDir()
@@ -42,8 +43,8 @@ func (c *Cluster) testReadme(t *testing.T) {
 	reader := docpage.Reader{Dir: dir, Env: env, Patience: 2 * deadline}
 
 	commands := docpage.Commands(t, "../../README.md", "## Kubernetes")
-	require.Equal(t, "make image", commands[0])
-	said := reader.Type(t, commands[1:])
+	require.Equal(t, []string{"make", "make image"}, commands[:2])
+	said := reader.Type(t, commands[2:])
 	require.Regexp(t, `(?m)^mobula-sim +mobula-sim +2/2`, said)
 	require.Contains(t, said, "jq .data[].id\n\"mobula-sim\"\n")
 	require.Contains(t, said, `"choices":[{"index":0,"message":{"role":"assistant","content":"`)
