@@ -266,10 +266,10 @@ func TestQueuesReturnToZero(t *testing.T) {
 				tickets = append(tickets, open{ticket, false})
 			},
 			"first": func(t *rapid.T) {
-				pass(t)
 				if len(tickets) == 0 {
-					t.Skip("none")
+					t.Skip("none") // before anything is drawn: rapid takes another action then
 				}
+				pass(t)
 				i := rapid.IntRange(0, len(tickets)-1).Draw(t, "i")
 				if !tickets[i].first {
 					tickets[i].first = true
@@ -277,10 +277,10 @@ func TestQueuesReturnToZero(t *testing.T) {
 				}
 			},
 			"done": func(t *rapid.T) {
-				pass(t)
 				if len(tickets) == 0 {
-					t.Skip("none")
+					t.Skip("none") // before anything is drawn: rapid takes another action then
 				}
+				pass(t)
 				done(t, rapid.IntRange(0, len(tickets)-1).Draw(t, "i"))
 			},
 			"keep": func(t *rapid.T) {
