@@ -127,11 +127,9 @@ func (p *planner) shared() error {
 	id := ident{wish.GetKind(), wish.GetName()}
 	have := p.known[id]
 	switch {
-	case have == nil:
+	case have == nil || have.GetAnnotations()[kube.AnnotationSpec] != wish.GetAnnotations()[kube.AnnotationSpec]:
 		p.apply = append(p.apply, wish)
 		p.noteLost(id, newest)
-	case have.GetAnnotations()[kube.AnnotationSpec] != wish.GetAnnotations()[kube.AnnotationSpec]:
-		p.apply = append(p.apply, wish)
 	case have.GetDeletionTimestamp() != nil:
 	default:
 		if all := changes(have, wish); len(all) > 0 && !p.held(id) {

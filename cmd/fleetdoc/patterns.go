@@ -13,7 +13,7 @@ const (
 	variablePattern  = `^([A-Za-z_][A-Za-z0-9_]*)?$`
 )
 
-// patterns gives those of fields by struct and name. They are in schemas only: what they refuse, mobula.Load refuses too.
+// patterns gives those of fields by struct and name. They are in schemas only: what they refuse, mobula.Load refuses too, or the API server for values of the chart alone.
 func patterns() map[string]string {
 	return map[string]string{
 		"Fleet.name": namespacePattern, "FleetValues.name": namespacePattern,

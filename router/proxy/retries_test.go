@@ -114,7 +114,7 @@ func TestPoisonousRequestsDoNotCountAgainstEngines(t *testing.T) {
 		status     int
 		want       string
 	}{
-		{name: "not implemented", body: "{}", status: 501, want: "ok"},
+		{name: "method", body: "{}", status: 501, want: "ok"},
 		{name: "version", body: "{}", status: 505, want: "ok"},
 		{name: "500 for JSON that is not UTF-8", body: "{\"a\":\"\xff\"}", status: 500, want: "ok"},
 		{name: "500 for bytes that need not be", body: "--b\r\n\xff", status: 500, want: "status_5xx"},

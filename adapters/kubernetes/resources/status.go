@@ -193,8 +193,8 @@ type judge struct {
 
 // base has what the statuses of all objects have: the generation that counts, and whether it is accepted.
 func (j *judge) base(o *unstructured.Unstructured) (status map[string]any, accepted map[string]any) {
-	status = map[string]any{}
 	generation := o.GetGeneration()
+	status = map[string]any{"observedGeneration": generation}
 	before, _, _ := unstructured.NestedInt64(o.Object, "status", "observedGeneration")
 	switch bad := j.bad[goodKey(o)]; {
 	case bad != "":
@@ -202,20 +202,16 @@ func (j *judge) base(o *unstructured.Unstructured) (status map[string]any, accep
 			bad += " (what it was before stays)"
 		}
 		accepted = condition(ConditionAccepted, false, "Invalid", bad, generation)
-		status["observedGeneration"] = generation
 	case j.refused != "":
 		accepted = condition(ConditionAccepted, false, "Refused", j.refused+" (what it was before stays)", generation)
-		status["observedGeneration"] = generation
 	case j.why != "":
 		accepted = condition(ConditionAccepted, false, reasonNoFleet, j.why, generation)
-		status["observedGeneration"] = generation
 	case j.upToDate:
 		accepted = condition(ConditionAccepted, true, "Applied", "", generation)
-		status["observedGeneration"] = generation
 	default: // soon
 		accepted = condition(ConditionAccepted, false, "Pending", "the control plane has not applied it yet", generation)
-		if before > 0 {
-			status["observedGeneration"] = before
+		if status["observedGeneration"] = before; before == 0 {
+			delete(status, "observedGeneration")
 		}
 	}
 	return status, accepted
@@ -266,24 +262,28 @@ func (j *judge) fleet(o *unstructured.Unstructured, models int) map[string]any {
 	return status
 }
 
+// inUseAs gives the id of the model that a Model object is in use as, empty if it is not: while it is wrong it is what it was before, and another
+// object may have its name.
+func (j *judge) inUseAs(o *unstructured.Unstructured) string {
+	if j.bad[goodKey(o)] == "" {
+		return modelID(o)
+	}
+	spec := j.good[goodKey(o)]
+	if spec == nil {
+		return ""
+	}
+	name, _ := spec["name"].(string)
+	return cmp.Or(name, o.GetName())
+}
+
 func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 	status, accepted := j.base(o)
-	id, used := modelID(o), true
-	if j.bad[goodKey(o)] != "" { // it is what it was before, or nothing: another object may have its name
-		var spec map[string]any
-		spec, used = j.good[goodKey(o)], j.good[goodKey(o)] != nil
-		name, _ := spec["name"].(string)
-		id = cmp.Or(name, o.GetName())
-	}
-	var m ModelStatus
-	known := false
-	if used {
-		m, known = j.status.Models[id]
-	}
+	id := j.inUseAs(o)
+	m, known := j.status.Models[id]
 	ready := condition(ConditionReady, known && m.Ready >= m.Wanted, "AllReady", "", o.GetGeneration())
 	progressing := condition(ConditionProgressing, m.Phase == "Progressing", cmp.Or(m.Phase, "None"), m.Message, o.GetGeneration())
 	switch {
-	case !used:
+	case id == "":
 		ready["reason"], ready["message"] = "NotInUse", accepted["message"]
 	case !known:
 		ready["reason"], ready["message"] = "NotPlaced", "no replicas are asked for, or it is not applied yet"
@@ -302,7 +302,7 @@ func (j *judge) model(o *unstructured.Unstructured) map[string]any {
 	}
 	status["replicas"], status["readyReplicas"], status["desiredReplicas"] = int64(m.Replicas), int64(m.Ready), int64(m.Wanted)
 	status["ready"], status["revision"], status["phase"], status["message"] = fraction(m.Ready, m.Wanted), m.Revision, phase, cut(message)
-	if used { // whose pods an autoscaler looks at
+	if id != "" { // whose pods an autoscaler looks at
 		status["selector"] = kube.LabelModel + "=" + kube.Label(id) + "," + kube.LabelServes + "=true"
 	}
 	if len(m.LoRAs) > 0 {
